@@ -1,0 +1,307 @@
+"""The recipe: one YAML file that holds one whole experiment, as frozen dataclasses.
+
+Reading is strict. An unknown key, a wrong type or a value out of range is a :class:`RequestError` that names the key,
+the rule and the nearest known key. Nothing in a recipe can name code to run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mlesam.errors import RequestError, did_you_mean
+
+PRESETS = ("nano", "tiny", "small", "base_plus", "large")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how a frame becomes training crops. The first block may stand in ``dataset.yaml`` instead."""
+
+    classes: tuple[str, ...] | None = None
+    """Class names, in the order of the ids in the label files. None: ``dataset.yaml``, else read off the labels."""
+    colors: tuple[tuple[int, int, int], ...] | None = None
+    """One RGB colour (0-255) per class, for drawing and for label files that are pictures of colours."""
+    ignore: int | None = None
+    """Label value that is neither trained nor scored. None: ``dataset.yaml``, else 255."""
+    label_map: dict[int, int] | None = None
+    """Raw value in the label files -> class id, for example ``{255: 1}``. Unnamed values stay as they are."""
+    sensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Sensor specs by modality (``mlesam.sensors.SensorSpec``); a key ``like`` starts from a built-in sensor."""
+
+    dataset: str | None = None
+    """``KIND:PATH``, for example ``folder:data/mine``."""
+    modalities: tuple[str, ...] | None = None
+    """Sensors to use. None: all that the dataset has."""
+    resize: int | None = None
+    """Short side in pixels that frames are brought to for training and testing. None: native size. Results come back
+    at the label's own size."""
+    crop: int = 256
+    """Side of the square training crop in pixels."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random scale before the crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    photometric: float = 1.0
+    """Strength of the changes of brightness, contrast, blur and noise, by kind of sensor. 0 switches them off."""
+    workers: int = 1
+    """Processes that load training frames. 0 loads them in the main process."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """MLE-SAM (arXiv 2412.04220) on SAM2."""
+
+    foundation: str = "nano"
+    """Preset (nano, tiny, small, base_plus, large: random weights), Hub id, ``transformers`` folder or Meta ``.pt``."""
+    revision: str | None = None
+    """Revision of the Hub repository."""
+    train: Literal["experts", "all"] = "experts"
+    """``experts`` keeps trunk and neck frozen (the method). ``all`` trains them as well."""
+    mask_decoder: Literal["train", "freeze"] = "train"
+    """Whether SAM2's mask decoder is trained; its class tokens and their MLPs always are."""
+    rank: int = 32
+    """LoRA rank of each expert. 0: no experts."""
+    scale: float = 1.0
+    """Factor s in q' = q + s B A x."""
+    fusion: Literal["mean", "routed", "mean+routed"] = "mean+routed"
+    """How the present sensors' maps are combined on each pyramid level."""
+    top_k: int | None = None
+    """Sensors the router keeps on each level. None: all that are present."""
+    combine: Literal["logits", "probabilities", "mask", "pyramid"] = "logits"
+    """How the two heads become one answer: mean of logits, mean of probabilities, or one head alone."""
+    pyramid_width: int | None = None
+    """Channels of the pyramid head. None: as many as the neck has."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how fast. All counts are optimiser steps."""
+
+    steps: int = 1000
+    batch: int = 4
+    """Frames per optimiser step, over all devices and accumulated micro-batches."""
+    accumulate: int = 1
+    """Micro-batches that a step is split into."""
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    """Share of the steps with linear warm-up (from a tenth of the rate)."""
+    power: float = 0.9
+    """Exponent of the polynomial decay to zero."""
+    clip: float = 1.0
+    """Largest norm of the gradient. 0 switches clipping off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    ohem_threshold: float = 0.7
+    """Pixels whose true class has less than this probability are hard examples (1.0: all pixels)."""
+    ohem_keep: float = 0.0625
+    """At least this share of the valid pixels is kept."""
+    mask_loss: float = 1.0
+    pyramid_loss: float = 1.0
+    modality_dropout: float = 0.5
+    """Probability that a sensor is left out in a second pass over the heads; the full-sensor pass always stays. 0: off."""
+    validate_every: int = 0
+    """Steps between validations and checkpoints. 0: ten times over the training."""
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One whole experiment."""
+
+    name: str = "default"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def check_ranges(recipe: Recipe) -> None:
+    """Refuse values that no training could mean."""
+    data, model, training = recipe.data, recipe.model, recipe.training
+    rules = [
+        ("seed", recipe.seed, recipe.seed >= 0, "at least 0"),
+        ("data.crop", data.crop, data.crop >= 32, "at least 32 pixels"),
+        ("data.resize", data.resize, data.resize is None or data.resize >= 32, "null or at least 32 pixels"),
+        ("data.scale", data.scale, 0 < data.scale[0] <= data.scale[1], "two positive numbers, smaller first"),
+        ("data.flip", data.flip, 0 <= data.flip <= 1, "between 0 and 1"),
+        ("data.photometric", data.photometric, 0 <= data.photometric <= 3, "between 0 and 3"),
+        ("data.workers", data.workers, data.workers >= 0, "at least 0"),
+        ("model.rank", model.rank, model.rank >= 0, "at least 0"),
+        ("model.top_k", model.top_k, model.top_k is None or model.top_k >= 1, "null or at least 1"),
+        ("model.pyramid_width", model.pyramid_width, model.pyramid_width is None or model.pyramid_width >= 1, "null or at least 1"),
+        ("training.steps", training.steps, training.steps >= 1, "at least 1"),
+        ("training.batch", training.batch, training.batch >= 1, "at least 1"),
+        (
+            "training.accumulate",
+            training.accumulate,
+            training.accumulate >= 1 and training.batch % training.accumulate == 0,
+            "a divisor of training.batch",
+        ),
+        ("training.lr", training.lr, training.lr > 0, "above 0"),
+        ("training.weight_decay", training.weight_decay, training.weight_decay >= 0, "at least 0"),
+        ("training.warmup", training.warmup, 0 <= training.warmup < 1, "at least 0 and below 1"),
+        ("training.power", training.power, training.power > 0, "above 0"),
+        ("training.clip", training.clip, training.clip >= 0, "at least 0"),
+        ("training.ohem_threshold", training.ohem_threshold, 0 < training.ohem_threshold <= 1, "above 0 and at most 1"),
+        ("training.ohem_keep", training.ohem_keep, 0 < training.ohem_keep <= 1, "above 0 and at most 1"),
+        (
+            "training.mask_loss",
+            training.mask_loss,
+            min(training.mask_loss, training.pyramid_loss) >= 0 < training.mask_loss + training.pyramid_loss,
+            "at least 0, like training.pyramid_loss, and not both 0",
+        ),
+        ("training.modality_dropout", training.modality_dropout, 0 <= training.modality_dropout < 1, "at least 0 and below 1"),
+        ("training.validate_every", training.validate_every, training.validate_every >= 0, "at least 0"),
+    ]  # fmt: skip
+    for key, value, holds, rule in rules:
+        if not holds:
+            raise RequestError(f"{key} is {value}, but it must be {rule}.")
+    if data.classes is not None and data.colors is not None and len(data.classes) != len(data.colors):
+        raise RequestError(
+            f"data.colors has {len(data.colors)} colours for {len(data.classes)} classes; give one colour per class."
+        )
+
+
+# ---------------------------------------------------------------- reading and writing
+
+
+def build(cls: type, values: Any, where: str = "") -> Any:
+    """Build dataclass ``cls`` from plain YAML values; ``where`` is the dotted path for messages."""
+    if not isinstance(values, dict):
+        raise RequestError(f"{where or 'a recipe'} must be a mapping of keys to values, not {values!r}.")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            raise RequestError(f"unknown key {_join(where, key)!r}{did_you_mean(key, known)}")
+    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()})
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        for option in options[:-1]:
+            try:
+                return _convert(option, value, where)
+            except RequestError:
+                continue
+        return _convert(options[-1], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise RequestError(f"{where} is {value!r}{did_you_mean(value, arguments)}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), {} if value is None else value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise RequestError(f"{where} is {value!r}, but it must be a list.")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise RequestError(f"{where} is {value!r}, but it must have {len(kinds)} values.")
+        return tuple(_convert(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise RequestError(f"{where} is {value!r}, but it must be a mapping.")
+        return {
+            _convert(arguments[0], k, f"a key of {where}"): _convert(arguments[1], v, _join(where, k))
+            for k, v in value.items()
+        }
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 6e-5 as a string
+        except (TypeError, ValueError):
+            pass
+    elif hint is int and not isinstance(value, bool):
+        if isinstance(value, int):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    elif hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    raise RequestError(f"{where} is {value!r}, but it must be {names.get(hint, hint)}.")
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as plain dicts, lists and scalars, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; anything else is a RequestError that names the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RequestError(f"there is no file {path}; give the path of a YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read ({error}); give the path of a YAML file.") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RequestError(f"{path} must hold a mapping of keys to values at its top level.")
+    return values
+
+
+def override(values: dict[str, Any], key: str, text: str) -> None:
+    """Set ``section.key`` in plain recipe values from a command-line text, read as YAML."""
+    *sections, last = key.split(".")
+    target = values
+    for section in sections:
+        if target.get(section) is None:
+            target[section] = {}
+        target = target[section]
+        if not isinstance(target, dict):
+            raise RequestError(f"--{key} does not fit the recipe: {section} is not a section.")
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RequestError(f"--{key} has the value {text!r}, which is not valid YAML.") from None
+
+
+def load_recipe(path: Path | None, overrides: dict[str, str] | None = None) -> Recipe:
+    """Read a recipe (None: all defaults) and apply ``{"section.key": "text"}`` on top of it."""
+    values = read_yaml(path) if path is not None else {}
+    if path is not None:
+        values.setdefault("name", Path(path).stem)
+    for key, text in (overrides or {}).items():
+        override(values, key, text)
+    return build(Recipe, values)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    return yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)

@@ -1,0 +1,159 @@
+"""The ``folder`` layout, for anyone's own data.
+
+``ROOT/<modality>/<split>/<id>.<ext>`` with ``ROOT/labels/<split>/<id>.png``, or ``ROOT/<modality>/<id>.<ext>`` with
+``ROOT/splits/<split>.txt``. ``ROOT/tags/<tag>.txt`` lists ids, ``ROOT/dataset.yaml`` says what the files mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mlesam.config import DataConfig, build, read_yaml
+from mlesam.data.dataset import Dataset, Frame
+from mlesam.errors import DataError, RequestError, did_you_mean
+from mlesam.sensors.files import EXTENSIONS
+from mlesam.sensors.spec import canonical_order
+
+RESERVED = ("labels", "splits", "tags")
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """``dataset.yaml``. ``classes`` are names, or mappings with ``name`` and ``color``."""
+
+    classes: tuple[Any, ...] | None = None
+    colors: tuple[tuple[int, int, int], ...] | None = None
+    ignore: int | None = None
+    label_map: dict[int, int] | None = None
+    sensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class FolderDataset(Dataset):
+    def __init__(self, root: Path, config: DataConfig, name: str | None = None) -> None:
+        self.root = root
+        self.name = name or f"folder:{root}"
+        if not root.is_dir():
+            raise RequestError(f"there is no folder {root}; give the path of a dataset.")
+        folders = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        self.modalities = canonical_order(f for f in folders if f not in RESERVED)
+        if not self.modalities:
+            raise RequestError(f"{root} holds no sensor folder; put files into {root}/<modality>/<split>/<id>.png.")
+        self.declared = _declare(root, config)
+        for modality in self.declared.sensors:
+            if modality not in self.modalities:
+                raise RequestError(
+                    f"{self.name} declares a sensor {modality!r} that it does not have"
+                    f"{did_you_mean(modality, self.modalities)}"
+                )
+        self._files = cache(self._list_files)
+
+    def splits(self) -> tuple[str, ...]:
+        lists = self.root / "splits"
+        if lists.is_dir():
+            return tuple(sorted(p.stem for p in lists.glob("*.txt")))
+        found = {p.name for m in self.modalities for p in (self.root / m).iterdir() if p.is_dir()}
+        return tuple(sorted(found))
+
+    def frames(self, split: str) -> list[Frame]:
+        frames = self.all_frames(split)
+        for frame in frames:
+            if not frame.files:
+                raise DataError(
+                    f"frame {frame.id!r} of split {split!r} has no file of any sensor in {self.root}; "
+                    "add one or take the frame off the list."
+                )
+        return frames
+
+    def all_frames(self, split: str) -> list[Frame]:
+        """The frames of a split, also those without any sensor's file."""
+        if split not in self.splits():
+            raise RequestError(f"{self.name} has no split {split!r}{did_you_mean(split, self.splits())}")
+        listing = self.root / "splits" / f"{split}.txt"
+        flat = listing.is_file()
+        files = {m: self._files(m, None if flat else split) for m in self.modalities}
+        labels = self._files("labels", None if flat else split)
+        ids = read_list(listing) if flat else sorted({i for named in files.values() for i in named} | set(labels))
+        if not ids:
+            raise RequestError(f"split {split!r} of {self.name} is empty; put frames into it or choose another.")
+        tags = self.tags()
+        return [
+            Frame(
+                id=i,
+                files={m: named[i] for m, named in files.items() if i in named},
+                label=labels.get(i),
+                tags=tuple(tag for tag, members in tags.items() if i in members),
+            )
+            for i in ids
+        ]
+
+    def loose_frames(self) -> list[Frame]:
+        """All frames of a folder without splits: ``ROOT/<modality>/<id>.<ext>``."""
+        files = {m: self._files(m, None) for m in self.modalities}
+        ids = sorted({i for named in files.values() for i in named})
+        if not ids:
+            raise RequestError(f"{self.root} holds no {', '.join(EXTENSIONS)} file under <modality>/; nothing to do.")
+        return [Frame(i, {m: named[i] for m, named in files.items() if i in named}) for i in ids]
+
+    def tags(self) -> dict[str, set[str]]:
+        folder = self.root / "tags"
+        return {p.stem: set(read_list(p)) for p in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
+
+    def _list_files(self, folder: str, split: str | None) -> dict[str, Path]:
+        base = self.root / folder if split is None else self.root / folder / split
+        found: dict[str, Path] = {}
+        if not base.is_dir():
+            return found
+        for path in sorted(base.rglob("*")):
+            if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+                continue
+            name = path.relative_to(base).with_suffix("").as_posix()
+            if name in found:
+                raise DataError(f"{found[name]} and {path} are both {folder} of frame {name!r}; keep one of them.")
+            found[name] = path
+        return found
+
+
+def read_list(path: Path) -> list[str]:
+    """Ids, one per line; blank lines and comments (#) are passed over, a file extension is dropped."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no UTF-8 text; write one frame id per line.") from None
+    ids = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    ids = [str(Path(i).with_suffix("").as_posix()) if Path(i).suffix.lower() in EXTENSIONS else i for i in ids]
+    repeated = next((i for n, i in enumerate(ids) if i in ids[:n]), None) if len(set(ids)) < len(ids) else None
+    if repeated is not None:
+        raise DataError(f"{path} lists {repeated!r} twice; keep one line.")
+    return ids
+
+
+def _declare(root: Path, config: DataConfig) -> DataConfig:
+    """What ``dataset.yaml`` says, with what the recipe says on top."""
+    path = root / "dataset.yaml"
+    if not path.is_file():
+        return config
+    stored = build(DatasetFile, read_yaml(path), where="dataset.yaml")
+    names, colors = stored.classes, stored.colors
+    if names and all(isinstance(c, dict) for c in names):
+        try:
+            colors = tuple(tuple(int(v) for v in c["color"]) for c in names) if "color" in names[0] else colors
+            names = tuple(str(c["name"]) for c in names)
+        except (KeyError, TypeError, ValueError):
+            raise RequestError(
+                f"{path}: a class is a name, or has the keys name and color; see {stored.classes}."
+            ) from None
+    sensors = {
+        m: {**stored.sensors.get(m, {}), **config.sensors.get(m, {})} for m in {**stored.sensors, **config.sensors}
+    }
+    return dataclasses.replace(
+        config,
+        classes=config.classes or (tuple(str(n) for n in names) if names else None),
+        colors=config.colors or colors,
+        ignore=stored.ignore if config.ignore is None else config.ignore,
+        label_map=stored.label_map if config.label_map is None else config.label_map,
+        sensors=sensors,
+    )

@@ -1,0 +1,229 @@
+"""From a frame's files to a sample, and what a dataset leaves unsaid: sensor specs and classes, read off its files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlesam.data.dataset import Dataset, Frame, default_colors
+from mlesam.errors import DataError, RequestError, did_you_mean
+from mlesam.sample import IGNORE, Classes, Sample
+from mlesam.sensors.files import read_array, read_label
+from mlesam.sensors.spec import SensorSpec, canonical_order, sensor_spec
+
+STATISTICS_FRAMES = 64
+"""Frames that mean and standard deviation are measured on, evenly spaced over the train split."""
+
+
+def read_frame(frame: Frame, sensors: Mapping[str, SensorSpec], classes: Classes | None = None) -> Sample:
+    """Read a frame's files.
+
+    Args:
+        sensors: which modalities to read; a frame may lack some.
+        classes: how to read the label; None leaves it out.
+
+    Returns:
+        A sample with values in each sensor's unit (NaN: nothing measured), not yet normalised.
+
+    Raises:
+        DataError: unreadable files, sensors or labels of different size, label ids out of range, no sensor at all.
+    """
+    images, sizes = {}, {}
+    for modality in canonical_order(m for m in frame.files if m in sensors):
+        path = frame.files[modality]
+        images[modality] = sensors[modality].encode(read_array(path), str(path))
+        sizes[str(path)] = tuple(images[modality].shape[-2:])
+    if not images:
+        raise DataError(f"frame {frame.id!r} has no file of {', '.join(sensors)}; it needs at least one.")
+    label = None
+    if classes is not None and frame.label is not None:
+        label = torch.from_numpy(decode_label(read_label(frame.label), classes, frame.label))
+        sizes[str(frame.label)] = tuple(label.shape)
+    check_sizes(sizes)
+    return Sample(images, label, frame.id, frame.tags)
+
+
+def check_sizes(sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """DataError that names the files and sizes (height, width) where they are not all the same."""
+    if len(set(sizes.values())) > 1:
+        named = ", ".join(f"{name} is {w}x{h}" for name, (h, w) in sizes.items())
+        raise DataError(f"the sensors do not fit each other: {named}; align and resize them to one size first.")
+
+
+def decode_label(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndarray:
+    """Stored label values to class ids.
+
+    Args:
+        raw: ``(H, W)`` ids, or ``(H, W, 3)`` colours of the classes.
+
+    Returns:
+        ``(H, W)`` int64 with ids 0 to C - 1, and ``IGNORE`` where not scored.
+    """
+    count = len(classes.names)
+    if raw.ndim == 3:
+        return _decode_colors(raw, classes, path)
+    ids = raw.astype(np.int64)
+    top = int(ids.max()) + 1
+    if classes.label_map:
+        table = np.arange(max(top, max(classes.label_map) + 1), dtype=np.int64)
+        for value, target in classes.label_map.items():
+            table[value] = target
+        ids = table[ids]
+    ignored = ids == classes.ignore
+    wrong = ~ignored & ((ids >= count) | (ids < 0))
+    if wrong.any():
+        values = sorted({int(v) for v in np.unique(raw[wrong])})
+        shown = ", ".join(str(v) for v in values[:5]) + (" ..." if len(values) > 5 else "")
+        raise DataError(
+            f"{path} holds the label id {shown}, but there are {count} classes (0 to {count - 1}) and {classes.ignore} "
+            "is ignored; correct the file, the classes, or map it with label_map."
+        )
+    ids[ignored] = IGNORE
+    return ids
+
+
+def _decode_colors(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndarray:
+    code = (raw[..., 0].astype(np.int64) << 16) | (raw[..., 1].astype(np.int64) << 8) | raw[..., 2]
+    known = {(r << 16) | (g << 8) | b: i for i, (r, g, b) in enumerate(classes.colors)}
+    values, inverse = np.unique(code, return_inverse=True)
+    unknown = [v for v in values if int(v) not in known]
+    if unknown:
+        color = [int(unknown[0]) >> 16, (int(unknown[0]) >> 8) & 255, int(unknown[0]) & 255]
+        raise DataError(
+            f"{path} holds the colour {color}, which no class has; list the classes' colours in dataset.yaml, or store ids."
+        )
+    return np.array([known[int(v)] for v in values], dtype=np.int64)[inverse].reshape(code.shape)
+
+
+# ---------------------------------------------------------------- what the dataset leaves unsaid
+
+
+def choose_modalities(dataset: Dataset, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The requested sensors in canonical order, or all; RequestError for one that the dataset does not have."""
+    for modality in wanted or ():
+        if modality not in dataset.modalities:
+            raise RequestError(f"{dataset.name} has no sensor {modality!r}{did_you_mean(modality, dataset.modalities)}")
+    if wanted is not None and not wanted:
+        raise RequestError(f"no sensor was chosen; name at least one of {', '.join(dataset.modalities)}.")
+    return canonical_order(set(wanted) if wanted else dataset.modalities)
+
+
+def resolve_classes(dataset: Dataset, frames: Sequence[Frame]) -> tuple[Classes, str | None]:
+    """The declared classes, or as many as the train labels hold, with a note that says so."""
+    declared = dataset.declared
+    ignore = 255 if declared.ignore is None else declared.ignore
+    label_map = declared.label_map or {}
+    names, note = declared.classes, None
+    if names is None:
+        top = -1
+        for frame in frames:
+            if frame.label is not None:
+                raw = read_label(frame.label)
+                if raw.ndim == 3:
+                    raise RequestError(f"{frame.label} stores colours; list classes and colors in dataset.yaml.")
+                ids = {label_map.get(int(v), int(v)) for v in np.unique(raw)} - {ignore}
+                top = max([top, *ids])
+        names = tuple(f"class {i}" for i in range(top + 1))
+        note = f"classes: {len(names)}, read off the labels (name them in dataset.yaml)"
+    if len(names) < 2:
+        raise RequestError(f"{dataset.name} has {len(names)} classes; declare at least 2 in dataset.yaml.")
+    return Classes(names, declared.colors or default_colors(len(names)), ignore, label_map), note
+
+
+def resolve_sensors(
+    dataset: Dataset, modalities: Sequence[str], frames: Sequence[Frame]
+) -> tuple[dict[str, SensorSpec], list[str]]:
+    """Complete specs for the chosen sensors, and a note for each thing that was inferred.
+
+    What is declared stands. Channels and number type are read off the first file; mean and standard deviation are
+    measured on the train split, except for colour cameras, which keep the statistics SAM2 was trained with.
+    """
+    specs, notes = {}, []
+    for modality in modalities:
+        files = [f.files[modality] for f in frames if modality in f.files]
+        if not files:
+            raise RequestError(f"no train frame of {dataset.name} has a {modality} file; leave this sensor out.")
+        spec, inferred = _match_files(modality, dataset.sensor(modality), files[0])
+        if spec.photometric != "color" and not {"mean", "std"} <= set(dataset.sensor(modality)):
+            spec, measured = _with_statistics(spec, files)
+            inferred.append(measured)
+        specs[modality] = spec
+        if inferred:
+            notes.append(f"{modality}: {', '.join(inferred)}")
+    return specs, notes
+
+
+def _match_files(modality: str, declared: Mapping[str, object], path: Path) -> tuple[SensorSpec, list[str]]:
+    spec = sensor_spec(modality, declared)
+    if spec.colormap is not None:
+        return spec, []
+    array = read_array(path)
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    grey = array.ndim == 3 and (array[..., :1] == array[..., :3]).all()
+    changes: dict[str, object] = {}
+    inferred = []
+    if "channels" not in declared and spec.photometric != "color":
+        found = 1 if grey and channels in (3, 4) else 3 if channels == 4 and array.dtype.kind == "u" else channels
+        changes["channels"] = found
+        inferred.append(f"{found} channel{'s' if found > 1 else ''}")
+    if "dtype" not in declared and spec.photometric != "color":
+        changes["dtype"] = array.dtype.name
+        inferred.append(array.dtype.name)
+    if array.dtype == np.uint8 and spec.scale is not None and "scale" not in declared:
+        changes |= {"scale": None, "unit": "1"}  # the built-in unit belongs to 16-bit files
+        if "range" not in declared:
+            changes["range"] = (0.0, 1.0)
+        inferred.append("as a fraction of full scale")
+    if array.dtype == np.float32 and spec.unit == "1" and "range" not in declared:
+        changes["range"] = (float("-inf"), float("inf"))
+    for name in ("mean", "std"):
+        if name not in declared and "channels" in changes and len(getattr(spec, name)) not in (1, changes["channels"]):
+            changes[name] = getattr(spec, name)[:1]
+    return dataclasses.replace(spec, **changes), inferred  # type: ignore[arg-type]
+
+
+def _with_statistics(spec: SensorSpec, files: Sequence[Path]) -> tuple[SensorSpec, str]:
+    picked = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), STATISTICS_FRAMES)).round().astype(int)]
+    raw = dataclasses.replace(spec, normalize="dataset")
+    total, squares, count = (np.zeros(spec.channels) for _ in range(3))
+    for path in picked:
+        values = raw.encode(read_array(path), str(path)).flatten(1).double().numpy()
+        measured = np.isfinite(values)
+        values = np.where(measured, values, 0.0)
+        total += values.sum(axis=1)
+        squares += (values**2).sum(axis=1)
+        count += measured.sum(axis=1)
+    count = np.maximum(count, 1)
+    # Where most pixels are empty, empty must not look like an average measurement: keep 0 at 0.
+    mean = np.zeros(spec.channels) if spec.photometric == "sparse" else total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    std = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)
+    rounded = {"mean": tuple(float(f"{v:.5g}") for v in mean), "std": tuple(float(f"{v:.5g}") for v in std)}
+    shown = " ".join(
+        f"{k} {', '.join(f'{v:.4g}' for v in vs[:4])}{' ...' if len(vs) > 4 else ''}" for k, vs in rounded.items()
+    )
+    return dataclasses.replace(spec, **rounded), f"{shown} ({len(picked)} train frames)"  # type: ignore[arg-type]
+
+
+def resized(values: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """``(C, H, W)`` to another size. Empty pixels (NaN) stay empty and do not leak into their neighbours."""
+    if tuple(values.shape[-2:]) == size:
+        return values
+    resample = torch.nn.functional.interpolate
+    if interpolation == "nearest":
+        return resample(values[None], size=size, mode="nearest-exact")[0]
+    shrinks = size[0] < values.shape[-2] or size[1] < values.shape[-1]
+
+    def smooth(x: Tensor) -> Tensor:
+        return resample(x[None], size=size, mode="bilinear", align_corners=False, antialias=shrinks)[0]
+
+    measured = torch.isfinite(values)
+    if bool(measured.all()):
+        return smooth(values)
+    share = smooth(measured.float())
+    return torch.where(share > 0.5, smooth(torch.where(measured, values, 0.0)) / share.clamp(min=1e-6), float("nan"))

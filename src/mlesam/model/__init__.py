@@ -1,0 +1,1 @@
+"""The network: foundation, experts, router, heads, and MLESAM that puts them together."""

@@ -1,0 +1,207 @@
+"""Weights in and out: Meta's SAM2 checkpoints in, safetensors in and out, whole files or nothing.
+
+Meta's key names become those of ``transformers`` (the renames follow its conversion script for SAM2). Pickles come in
+through ``weights_only=True`` alone, and everything written is safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mlesam.errors import DataError
+
+# Video memory and prompts for pictures of masks: SAM2 keeps them in the same file, a still image needs none of them.
+_IGNORED = (
+    "memory_attention.", "memory_encoder.", "mask_downsample.", "obj_ptr_proj.", "obj_ptr_tpos_proj.",
+    "maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial",
+)  # fmt: skip
+
+_RENAMES = (
+    (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
+    (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
+    (r"patch_embed\.proj\.", "patch_embed.projection."),
+    (r"\.norm(\d|_)", r".layer_norm\1"),
+    (r"(backbone\.blocks\.\d+\.mlp|transformer\.layers\.\d+\.mlp)\.layers\.0\.", r"\1.proj_in."),
+    (r"(backbone\.blocks\.\d+\.mlp|transformer\.layers\.\d+\.mlp)\.layers\.1\.", r"\1.proj_out."),
+    (r"(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head)\.layers\.0\.", r"\1.proj_in."),
+    (r"(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head)\.layers\.1\.", r"\1.layers.0."),
+    (r"(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head)\.layers\.2\.", r"\1.proj_out."),
+    (r"\.out_proj\.", ".o_proj."),
+    (r"^sam_prompt_encoder\.", "prompt_encoder."),
+    (r"^sam_mask_decoder\.", "mask_decoder."),
+    (r"output_upscaling\.0\.", "upscale_conv1."),
+    (r"output_upscaling\.1\.", "upscale_layer_norm."),
+    (r"output_upscaling\.3\.", "upscale_conv2."),
+    (r"mask_downscaling\.0\.", "mask_embed.conv1."),
+    (r"mask_downscaling\.1\.", "mask_embed.layer_norm1."),
+    (r"mask_downscaling\.3\.", "mask_embed.conv2."),
+    (r"mask_downscaling\.4\.", "mask_embed.layer_norm2."),
+    (r"mask_downscaling\.6\.", "mask_embed.conv3."),
+    (
+        r"prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
+        "prompt_encoder.shared_embedding.positional_embedding",
+    ),
+    (r"^no_mem_embed$", "no_memory_embedding"),
+)
+
+
+@dataclass(frozen=True)
+class MetaLayout:
+    """What a checkpoint in Meta's layout turned out to be."""
+
+    size: str
+    version: str
+    tensors: dict[str, Tensor]
+    """In the ``transformers`` names."""
+    used: int
+    ignored: tuple[str, ...]
+
+
+def rename(key: str) -> str:
+    """Meta's name of a tensor to its name in ``transformers``."""
+    for pattern, replacement in _RENAMES:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def load_pickle(path: Path) -> dict[str, Tensor]:
+    """The state dict inside a ``.pt`` file; nothing in it can run code."""
+    if not path.is_file():
+        raise DataError(f"there is no checkpoint {path}; give the path of a SAM2 .pt file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a cut-off zip, a foreign file and a forbidden pickle raise different types
+        unsafe = "weights_only" in str(error) or "Unsupported" in str(error)
+        why = (
+            "it holds more than tensors, which could run code"
+            if unsafe
+            else "it is damaged or its download was cut off"
+        )
+        raise DataError(f"{path} cannot be read as weights: {why}; download the original file again.") from error
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DataError(f"{path} holds no state dict; a SAM2 checkpoint is one, or {{'model': one}}.")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def read_meta_checkpoint(path: Path) -> MetaLayout:
+    """Read one of Meta's ``.pt`` files (2.0 or 2.1, any size and precision, with or without ``module.`` prefixes)."""
+    state = load_pickle(path)
+    ignored = tuple(k for k in state if k.startswith(_IGNORED))
+    tensors = {rename(k): v.float() for k, v in state.items() if k not in ignored}
+    points = [f"prompt_encoder.point_embeddings.{i}.weight" for i in range(4)]
+    if all(p in tensors for p in points):
+        tensors["prompt_encoder.point_embed.weight"] = torch.cat([tensors.pop(p) for p in points])
+    position = tensors.get("prompt_encoder.shared_embedding.positional_embedding")
+    if position is not None:
+        tensors["shared_image_embedding.positional_embedding"] = position.clone()
+    version = "2.1" if "no_obj_embed_spatial" in state else "2.0"
+    return MetaLayout(_size_of(tensors, path), version, tensors, len(state) - len(ignored), ignored)
+
+
+def _size_of(tensors: dict[str, Tensor], path: Path) -> str:
+    stem = tensors.get("vision_encoder.backbone.patch_embed.projection.weight")
+    blocks = {k.split(".")[3] for k in tensors if k.startswith("vision_encoder.backbone.blocks.")}
+    found = (0 if stem is None else stem.shape[0], len(blocks))
+    sizes = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}
+    if found not in sizes:
+        raise DataError(
+            f"{path} is no SAM2 checkpoint: its trunk has width {found[0]} and {found[1]} blocks, but SAM2 has "
+            + ", ".join(f"{w} and {b} ({name})" for (w, b), name in sizes.items())
+            + "."
+        )
+    return sizes[found]
+
+
+def load_meta_checkpoint(path: Path):
+    """A ``transformers.Sam2Model`` with the weights of one of Meta's files; every tensor is used or known."""
+    from transformers import Sam2Model
+
+    from mlesam.model.foundation import preset_config
+
+    layout = read_meta_checkpoint(path)
+    sam2 = Sam2Model(preset_config(layout.size))
+    expected = sam2.state_dict()
+    # `transformers` ties the prompt encoder's copy of the positional matrix; either name may be absent from its dict.
+    given = {k: v for k, v in layout.tensors.items() if k in expected or "positional_embedding" not in k}
+    fit_or_raise(given, {k: tuple(v.shape) for k, v in expected.items()}, str(path))
+    sam2.load_state_dict(given, strict=True)
+    return sam2
+
+
+def fit_or_raise(given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """DataError that names the first few tensors that are missing, unexpected or of another shape."""
+    faults = []
+    for label, names in (
+        ("missing", [k for k in expected if k not in given]),
+        ("unexpected", [k for k in given if k not in expected]),
+        ("of another shape", [k for k in given if k in expected and tuple(given[k].shape) != expected[k]]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            faults.append(f"{label}: {', '.join(sorted(names)[:3])}{more}")
+    if faults:
+        raise DataError(f"{what} does not fit this model ({'; '.join(faults)}); use the weights it was made with.")
+
+
+# ---------------------------------------------------------------- safetensors
+
+
+def replace_file(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all: to a temporary name, to the disk, then over the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    _publish(Path(file.name), path)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    try:
+        mode = 0o666 & ~_umask()
+        temporary.chmod(mode)  # temporary files are private, results are not
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+    """Write tensors and JSON metadata as one safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    header = {k: json.dumps(v) for k, v in metadata.items()}
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=header)
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    _publish(temporary, path)
+
+
+def load_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Tensors whose name begins with ``prefix`` (which is cut off) and the metadata of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names: Iterable[str] = file.keys()
+            tensors = {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
+            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as safetensors ({error}); it is missing or damaged.") from error
+    return tensors, metadata

@@ -1,0 +1,280 @@
+"""The frozen SAM2: presets, checkpoints, and the loop over the trunk's blocks.
+
+The modules and their names are those of ``transformers`` (``Sam2Model``). The loop is ours, so that all present sensors
+go through as one stacked pass and each expert acts on its own rows.
+
+Shape letters: R rows (one per frame and sensor), H W pixels or tokens, C channels, N windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Sam2Config, Sam2Model
+from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2VisionConfig
+from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2MaskDecoder, Sam2VisionNeck
+
+from mlesam.config import PRESETS
+from mlesam.errors import DataError, RequestError, did_you_mean
+from mlesam.model.experts import Segment, add_experts
+
+STRIDE = 32
+"""Input sides must be multiples of this: the positional embedding is tiled in 8x8 windows at stride 4."""
+LEVEL_STRIDES = (4, 8, 16)
+
+# width, blocks, heads, windows, global blocks, positional background, neck width (SAM2's model definitions; nano is ours:
+# windows that divide its maps at 256 pixels, and one block with global attention, without which SAM2's code fails).
+_SIZES: dict[str, tuple[int, list[int], list[int], list[int], list[int], list[int], int]] = {
+    "nano": (48, [1, 2, 3, 1], [1, 2, 4, 8], [8, 8, 8, 4], [5], [7, 7], 128),
+    "tiny": (96, [1, 2, 7, 2], [1, 2, 4, 8], [8, 4, 14, 7], [5, 7, 9], [7, 7], 256),
+    "small": (96, [1, 2, 11, 2], [1, 2, 4, 8], [8, 4, 14, 7], [7, 10, 13], [7, 7], 256),
+    "base_plus": (112, [2, 3, 16, 3], [2, 4, 8, 16], [8, 4, 14, 7], [12, 16, 20], [14, 14], 256),
+    "large": (144, [2, 6, 36, 4], [2, 4, 8, 16], [8, 4, 16, 8], [23, 33, 43], [7, 7], 256),
+}
+
+
+def preset_config(name: str) -> Sam2Config:
+    """The ``transformers`` configuration of a preset."""
+    width, blocks, heads, windows, global_blocks, background, neck = _SIZES[name]
+    widths = [width * 2**i for i in range(4)]
+    trunk = Sam2HieraDetConfig(
+        hidden_size=width,
+        num_attention_heads=heads[0],
+        blocks_per_stage=blocks,
+        embed_dim_per_stage=widths,
+        num_attention_heads_per_stage=heads,
+        window_size_per_stage=windows,
+        global_attention_blocks=global_blocks,
+        window_positional_embedding_background_size=background,
+    )
+    vision = Sam2VisionConfig(backbone_config=trunk, backbone_channel_list=widths[::-1], fpn_hidden_size=neck)
+    # `transformers` builds the prompt encoder's point table at the neck's width, and the decoder likewise.
+    decoder = Sam2MaskDecoderConfig(hidden_size=neck, mlp_dim=8 * neck, iou_head_hidden_dim=neck)
+    return Sam2Config(vision_config=vision, mask_decoder_config=decoder, prompt_encoder_config={"hidden_size": neck})
+
+
+class Foundation(nn.Module):
+    """SAM2's trunk and neck, with what the mask head starts from.
+
+    Attributes:
+        trunk, neck: ``transformers`` modules, called block by block through :meth:`forward`.
+        no_memory, no_mask: (1, C, 1, 1), added to the stride-16 map before mask decoding.
+        position: (2, C / 2), random Fourier matrix of the decoder's positional encoding.
+        source: where the weights came from; sha256: hash of trunk, neck and the three tensors above.
+    """
+
+    trunk: Sam2HieraDetModel
+    neck: Sam2VisionNeck
+    no_memory: Tensor
+    no_mask: Tensor
+    position: Tensor
+
+    def __init__(self, sam2: Sam2Model, source: str) -> None:
+        super().__init__()
+        self.trunk = sam2.vision_encoder.backbone
+        self.neck = sam2.vision_encoder.neck
+        width = self.neck.convs[0].out_channels
+        self.register_buffer("no_memory", sam2.no_memory_embedding.detach().reshape(1, width, 1, 1).clone())
+        self.register_buffer(
+            "no_mask", sam2.prompt_encoder.no_mask_embed.weight.detach().reshape(1, width, 1, 1).clone()
+        )
+        self.register_buffer("position", sam2.shared_image_embedding.positional_embedding.detach().clone())
+        self.source = source
+        self.width = int(width)
+        self.requires_grad_(False)
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+        return digest.hexdigest()
+
+    def forward(
+        self, images_RCHW: Tensor, experts: nn.ModuleDict | None = None, segments: tuple[Segment, ...] = ()
+    ) -> list[Tensor]:
+        """Run trunk and neck on stacked rows.
+
+        Args:
+            images_RCHW: (R, 3, H, W), sides multiples of 32, rows of one sensor side by side.
+            experts: one :class:`Expert` per modality, or None for the frozen foundation alone.
+            segments: which rows belong to which modality.
+
+        Returns:
+            Maps (R, C, H / s, W / s) for the strides 4, 8 and 16.
+        """
+        stages = self.stages(images_RCHW, experts, segments)
+        return self.pyramid(stages)
+
+    def stages(
+        self, images_RCHW: Tensor, experts: nn.ModuleDict | None = None, segments: tuple[Segment, ...] = ()
+    ) -> list[Tensor]:
+        """The trunk's four stage outputs, (R, H, W, C) at strides 4, 8, 16 and 32."""
+        x_RHWC = self.trunk.patch_embed(images_RCHW)
+        x_RHWC = x_RHWC + self.trunk._get_pos_embed((x_RHWC.shape[1], x_RHWC.shape[2]))
+        ends = set(self.trunk.stage_ends)
+        outputs = []
+        for index, block in enumerate(self.trunk.blocks):
+            x_RHWC = run_block(block, x_RHWC, index, experts, segments)
+            if index in ends:
+                outputs.append(x_RHWC)
+        return outputs
+
+    def pyramid(self, stages: list[Tensor]) -> list[Tensor]:
+        """SAM2's feature pyramid: laterals everywhere, and the stride-32 map added top-down where the config says so.
+
+        The 1x1 convolutions run as matrix products on channels-last maps, which is what the trunk delivers.
+        """
+        maps: list[Tensor] = []
+        above: Tensor | None = None
+        last = len(stages) - 1
+        for level in range(last, -1, -1):
+            conv = self.neck.convs[last - level]
+            lateral = F.linear(stages[level], conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+            if above is not None and level in self.neck.fpn_top_down_levels:
+                lateral = lateral + F.interpolate(above.float(), scale_factor=2.0, mode="nearest").to(lateral.dtype)
+            above = lateral
+            maps.append(lateral)
+        return maps[:0:-1]  # strides 4, 8, 16; the stride-32 map has done its work
+
+
+def run_block(
+    block: Any, x_RHWC: Tensor, index: int, experts: nn.ModuleDict | None, segments: tuple[Segment, ...]
+) -> Tensor:
+    """One block of Hiera (``Sam2MultiScaleBlock``) with the experts' share added to query and value."""
+    shortcut = x_RHWC
+    x = block.layer_norm1(x_RHWC)
+    if block.dim != block.dim_out:
+        shortcut = _pool(block.proj(x), block.query_stride)
+    height, width = x.shape[1:3]
+    window = block.window_size
+    if window:
+        x = _partition(x, window)
+    x = _attend(block.attn, x, index, experts, segments)
+    if block.query_stride:
+        window //= block.query_stride[0]
+        height, width = shortcut.shape[1:3]
+    if window:
+        x = _unpartition(x, window, height, width)
+    x = shortcut + x
+    return x + block.mlp(block.layer_norm2(x))
+
+
+def _attend(
+    attention: Any, x_NHWC: Tensor, index: int, experts: nn.ModuleDict | None, segments: tuple[Segment, ...]
+) -> Tensor:
+    count, height, width, _ = x_NHWC.shape
+    heads = attention.num_attention_heads
+    query, key, value = attention.qkv(x_NHWC).chunk(3, dim=-1)
+    if experts is not None and segments:
+        query, value = add_experts(experts, segments, index, x_NHWC, query, value)
+    if attention.query_stride:
+        query = _pool(query, attention.query_stride)
+    out_height, out_width = query.shape[1:3]
+
+    def split(t: Tensor) -> Tensor:
+        return t.reshape(count, -1, heads, t.shape[-1] // heads).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(split(query), split(key), split(value), scale=attention.scale)
+    return attention.proj(out.transpose(1, 2).reshape(count, out_height, out_width, -1))
+
+
+def _pool(x_NHWC: Tensor, stride: Any) -> Tensor:
+    pooled = F.max_pool2d(x_NHWC.permute(0, 3, 1, 2), kernel_size=tuple(stride), stride=tuple(stride))
+    return pooled.permute(0, 2, 3, 1)
+
+
+def _partition(x_RHWC: Tensor, window: int) -> Tensor:
+    """(R, H, W, C) to (R * windows, window, window, C), padded with zeros to whole windows."""
+    rows, height, width, channels = x_RHWC.shape
+    x = F.pad(x_RHWC, (0, 0, 0, -width % window, 0, -height % window))
+    down, across = x.shape[1] // window, x.shape[2] // window
+    x = x.view(rows, down, window, across, window, channels).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, window, window, channels)
+
+
+def _unpartition(x_NHWC: Tensor, window: int, height: int, width: int) -> Tensor:
+    down, across = math.ceil(height / window), math.ceil(width / window)
+    x = x_NHWC.view(-1, down, across, window, window, x_NHWC.shape[-1]).permute(0, 1, 3, 2, 4, 5)
+    x = x.reshape(x.shape[0], down * window, across * window, -1)
+    return x[:, :height, :width]
+
+
+# ---------------------------------------------------------------- building and loading
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A foundation and the decoder weights the mask head starts from."""
+
+    foundation: Foundation
+    decoder: Sam2MaskDecoder
+
+
+def load_foundation(name: str, revision: str | None = None, seed: int = 0) -> Loaded:
+    """Build or load a SAM2.
+
+    Args:
+        name: a preset (random weights drawn from ``seed``), a Hub id such as ``facebook/sam2.1-hiera-tiny``, a
+            ``transformers`` folder, or one of Meta's ``.pt`` files.
+        revision: branch, tag or commit of the Hub repository.
+
+    Raises:
+        RequestError: a name that is none of these. DataError: weights that are damaged, incomplete or another model's.
+    """
+    if name in PRESETS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sam2 = Sam2Model(preset_config(name))
+        source = f"{name} (random weights, seed {seed})"
+    elif name.endswith((".pt", ".pth")):
+        from mlesam.model.checkpoints import load_meta_checkpoint
+
+        sam2, source = load_meta_checkpoint(Path(name)), os.path.basename(name)
+    elif Path(name).is_dir():
+        sam2, source = _from_transformers(name, None), name
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        sam2, source = _from_transformers(name, revision), name if revision is None else f"{name}@{revision}"
+    else:
+        raise RequestError(
+            f"model.foundation {name!r} is no preset, Hub id (owner/name), transformers folder or .pt file"
+            f"{did_you_mean(name, PRESETS)}"
+        )
+    sam2 = sam2.eval()
+    return Loaded(Foundation(sam2, source), sam2.mask_decoder)
+
+
+def _from_transformers(name: str, revision: str | None) -> Sam2Model:
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # its warning about video weights would read like a fault
+    try:
+        sam2, report = Sam2Model.from_pretrained(
+            name, revision=revision or "main", output_loading_info=True, use_safetensors=True, dtype=torch.float32
+        )
+    except Exception as error:  # Hub, network and file errors come in many types
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"the SAM2 weights {name!r} cannot be loaded ({reason}); give a Hub id that can be reached or is in the "
+            "cache, or a folder with config.json and model.safetensors."
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+    missing = sorted(report["missing_keys"])
+    mismatched = sorted(str(m) for m in report.get("mismatched_keys", ()))
+    if missing or mismatched:
+        raise DataError(
+            f"{name} is no complete SAM2: {len(missing)} tensors are missing and {len(mismatched)} have another shape, "
+            f"first {(missing + mismatched)[:3]}; use the complete weights."
+        )
+    return sam2

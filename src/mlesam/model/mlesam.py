@@ -1,0 +1,276 @@
+"""MLESAM: stems, experts in the frozen trunk, routers, and the two heads, as one plain ``torch.nn.Module``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlesam.config import ModelConfig
+from mlesam.errors import RequestError, did_you_mean
+from mlesam.model.experts import Expert, Segment
+from mlesam.model.foundation import LEVEL_STRIDES, STRIDE, load_foundation
+from mlesam.model.heads import MaskHead, PyramidHead
+from mlesam.model.router import Router
+from mlesam.sample import Batch
+from mlesam.sensors.spec import canonical_order
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the trunk says about a batch, before the sensors are fused.
+
+    Any subset of the sensors can be decoded from it without running the trunk again.
+
+    Attributes:
+        levels: three maps (R, C, h, w) at strides 4, 8, 16, rows stacked by sensor.
+        segments: which rows belong to which sensor.
+        frames: for each segment, (n,) the frame of each row.
+        count: frames in the batch; size: height and width of the input in pixels.
+    """
+
+    levels: tuple[Tensor, ...]
+    segments: tuple[Segment, ...]
+    frames: tuple[Tensor, ...]
+    count: int
+    size: tuple[int, int]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(s.modality for s in self.segments)
+
+    def keep(self, rows: Mapping[str, Tensor]) -> Features:
+        """Only these rows: ``{modality: (n,) bool}`` over each segment's rows. Sensors left out are absent."""
+        picked, segments, frames, start = [], [], [], 0
+        for segment, owners in zip(self.segments, self.frames, strict=True):
+            if segment.modality not in rows:
+                continue
+            index = torch.nonzero(rows[segment.modality], as_tuple=True)[0]
+            if not len(index):
+                continue
+            picked.append(index + segment.start)
+            frames.append(owners[index])
+            segments.append(Segment(segment.modality, start, start + len(index)))
+            start += len(index)
+        if not segments:
+            raise RequestError("no sensor is left; at least one is needed.")
+        index = torch.cat(picked)
+        levels = tuple(level[index] for level in self.levels)
+        return replace(self, levels=levels, segments=tuple(segments), frames=tuple(frames))
+
+    def covered(self) -> Tensor:
+        """(B,) bool: which frames have at least one sensor left."""
+        seen = torch.zeros(self.count, dtype=torch.bool, device=self.levels[0].device)
+        for owners in self.frames:
+            seen[owners] = True
+        return seen
+
+    def of_frames(self, wanted: Tensor) -> Features:
+        """Only the frames where ``wanted`` (B,) is true, numbered anew."""
+        kept = self.keep({s.modality: wanted[f] for s, f in zip(self.segments, self.frames, strict=True)})
+        number = torch.cumsum(wanted, dim=0) - 1
+        return replace(kept, frames=tuple(number[f] for f in kept.frames), count=int(wanted.sum()))
+
+    def select(self, modalities: Iterable[str]) -> Features:
+        """Only these sensors. To be decoded, every frame must have one of them: see :meth:`covered`."""
+        wanted = set(modalities)
+        if wanted >= set(self.modalities):
+            return self
+        rows = {
+            s.modality: torch.ones(s.stop - s.start, dtype=torch.bool, device=self.levels[0].device)
+            for s in self.segments
+            if s.modality in wanted
+        }
+        return self.keep(rows)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the model returns.
+
+    Attributes:
+        mask_logits, pyramid_logits: each head's class logits (B, C, H / 4, W / 4) on the padded frame.
+        shares: (B, levels, M) each sensor's effective share in the fused maps, canonical order, 0 where absent.
+        size: height and width of the input; combine: rule that joins the heads.
+    """
+
+    mask_logits: Tensor
+    pyramid_logits: Tensor
+    shares: Tensor
+    size: tuple[int, int]
+    combine: str
+
+    @property
+    def combined(self) -> Tensor:
+        """Both heads joined, at stride 4."""
+        if self.combine == "mask":
+            return self.mask_logits
+        if self.combine == "pyramid":
+            return self.pyramid_logits
+        if self.combine == "probabilities":
+            both = torch.stack([self.mask_logits.log_softmax(1), self.pyramid_logits.log_softmax(1)])
+            return both.logsumexp(dim=0) - math.log(2.0)
+        return (self.mask_logits + self.pyramid_logits) / 2
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, C, H, W) class logits at the input's size."""
+        return self.at_input_size(self.combined)
+
+    def at_input_size(self, logits: Tensor) -> Tensor:
+        """Upsample stride-4 logits and cut the padding off."""
+        full = F.interpolate(logits.float(), scale_factor=float(LEVEL_STRIDES[0]), mode="bilinear", align_corners=False)
+        return full[..., : self.size[0], : self.size[1]]
+
+
+class Stem(nn.Module):
+    """1x1 projection from any number of channels to the trunk's three.
+
+    Starts as an average: output i averages the i-th third of the channels, so that one channel is shown three times
+    and a hyperspectral cube as a false-colour picture.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, 3, kernel_size=1)
+        edges = torch.arange(channels + 1) / channels * 3
+        low, high = edges[:-1], edges[1:]
+        third = torch.arange(3)[:, None]
+        overlap = (torch.minimum(high, third + 1) - torch.maximum(low, third)).clamp(min=0)
+        with torch.no_grad():
+            self.project.weight.copy_((overlap / overlap.sum(1, keepdim=True))[:, :, None, None])
+            nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.project(image)
+
+
+class MLESAM(nn.Module):
+    """Mixture of LoRA experts on SAM2 for semantic segmentation with any set of aligned sensors (arXiv 2412.04220).
+
+    Args:
+        sensors: ``{modality: channels}``; the order does not matter.
+        num_classes: C.
+        config: foundation, rank, fusion, heads.
+        seed: draws the weights of a preset foundation.
+
+    Example:
+        >>> model = MLESAM({"rgb": 3, "depth": 1}, num_classes=5)
+        >>> output = model({"rgb": torch.rand(1, 3, 64, 64), "depth": torch.rand(1, 1, 64, 64)})
+        >>> output.logits.shape
+        torch.Size([1, 5, 64, 64])
+    """
+
+    def __init__(
+        self, sensors: Mapping[str, int], num_classes: int, config: ModelConfig | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        config = config or ModelConfig()
+        if not sensors:
+            raise RequestError("a model needs at least one sensor; give {modality: channels}.")
+        if num_classes < 2:
+            raise RequestError(f"a model needs at least 2 classes, not {num_classes}.")
+        self.config = config
+        self.modalities = canonical_order(sensors)
+        self.channels = {m: int(sensors[m]) for m in self.modalities}
+        self.num_classes = num_classes
+        loaded = load_foundation(config.foundation, config.revision, seed)
+        self.foundation = loaded.foundation
+        self.foundation_sha256 = self.foundation.sha256
+        self.stems = nn.ModuleDict({m: Stem(c) for m, c in self.channels.items() if c != 3})
+        widths = [(int(b.dim), int(b.dim_out)) for b in self.foundation.trunk.blocks]
+        ranks = [m for m in self.modalities if config.rank]
+        self.experts = nn.ModuleDict({m: Expert(widths, config.rank, config.scale) for m in ranks})
+        width = self.foundation.width
+        self.routers = nn.ModuleList(Router(self.modalities, width, config.fusion, config.top_k) for _ in LEVEL_STRIDES)
+        self.mask_head = MaskHead(loaded.decoder, num_classes)
+        self.pyramid_head = PyramidHead(width, config.pyramid_width or width, num_classes)
+        if config.mask_decoder == "freeze":
+            self.mask_head.freeze_decoder()
+        if config.train == "all":
+            self.foundation.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> MLESAM:
+        super().train(mode)
+        if self.config.train == "experts":
+            self.foundation.eval()
+        return self
+
+    @property
+    def saved_names(self) -> list[str]:
+        """Names of the tensors a checkpoint holds: everything but a foundation that stayed frozen."""
+        frozen = self.config.train == "experts"
+        return [n for n in self.state_dict() if not (frozen and n.startswith("foundation."))]
+
+    def parameter_summary(self) -> str:
+        total = sum(p.numel() for p in self.parameters())
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.1%})"
+
+    def encode(self, batch: Batch) -> Features:
+        """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed."""
+        unknown = [m for m in batch.images if m not in self.modalities]
+        if unknown:
+            raise RequestError(f"this model has no sensor {unknown[0]!r}{did_you_mean(unknown[0], self.modalities)}")
+        present = [m for m in self.modalities if m in batch.images and len(batch.images[m])]
+        if not present:
+            raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.modalities)}.")
+        self._check_coverage(batch, present)
+        height, width = batch.size
+        padding = (0, -width % STRIDE, 0, -height % STRIDE)
+        maps, segments, start = [], [], 0
+        for modality in present:
+            image = batch.images[modality]
+            self._check_image(modality, image, (height, width))
+            if modality in self.stems:
+                image = self.stems[modality](image)
+            maps.append(F.pad(image, padding))
+            segments.append(Segment(modality, start, start + len(image)))
+            start += len(image)
+        stacked = maps[0] if len(maps) == 1 else torch.cat(maps)
+        segments_ = tuple(segments)
+        levels = self.foundation(stacked, self.experts if len(self.experts) else None, segments_)
+        frames = tuple(batch.frames[m].to(stacked.device) for m in present)
+        return Features(tuple(levels), segments_, frames, len(batch), (height, width))
+
+    def _check_coverage(self, batch: Batch, present: list[str]) -> None:
+        seen = {int(i) for m in present for i in batch.frames[m].tolist()}
+        if len(seen) < len(batch):
+            blind = next(i for i in range(len(batch)) if i not in seen)
+            raise RequestError(f"frame {batch.ids[blind]!r} has none of this model's sensors; it needs at least one.")
+
+    def _check_image(self, modality: str, image: Tensor, size: tuple[int, int]) -> None:
+        if image.ndim != 4 or image.shape[1] != self.channels[modality]:
+            raise RequestError(
+                f"{modality} has the shape {tuple(image.shape)}; this model needs (frames, {self.channels[modality]}, "
+                "height, width)."
+            )
+        if tuple(image.shape[-2:]) != size:
+            found = f"{image.shape[-1]}x{image.shape[-2]}"
+            raise RequestError(
+                f"{modality} is {found} pixels, but another sensor is {size[1]}x{size[0]}; align them first."
+            )
+
+    def decode(self, features: Features) -> Output:
+        """Fuse the sensors in ``features`` and run both heads."""
+        fused, shares = [], []
+        for stride, router, level in zip(LEVEL_STRIDES, self.routers, features.levels, strict=True):
+            valid = (math.ceil(features.size[0] / stride), math.ceil(features.size[1] / stride))
+            map_, share = router(level, valid, features.segments, list(features.frames), features.count)
+            fused.append(map_)
+            shares.append(share)
+        return Output(
+            self.mask_head(fused, self.foundation),
+            self.pyramid_head(fused),
+            torch.stack(shares, dim=1),
+            features.size,
+            self.config.combine,
+        )
+
+    def forward(self, batch: Batch | Mapping[str, Tensor]) -> Output:
+        """Segment a batch, or ``{modality: (B, C, H, W)}`` where every frame has every given sensor."""
+        return self.decode(self.encode(batch if isinstance(batch, Batch) else Batch.of(batch)))

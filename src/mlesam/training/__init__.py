@@ -1,0 +1,1 @@
+"""Loss, schedule, validation and the loop."""

@@ -1,0 +1,372 @@
+"""The training loop: one for a CPU, one GPU and several, through ``accelerate``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+import mlesam
+from mlesam.config import Recipe, TrainingConfig, dump_recipe
+from mlesam.data.loading import (
+    EvaluationFrames,
+    StepSampler,
+    TrainingFrames,
+    batches,
+    evaluation_loader,
+    training_loader,
+)
+from mlesam.errors import DataError, RequestError, WorkError
+from mlesam.model.checkpoints import load_tensors, replace_file, save_tensors
+from mlesam.model.mlesam import MLESAM
+from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights, save_weights
+from mlesam.sample import Batch
+from mlesam.training.loss import ohem_cross_entropy
+from mlesam.training.optimizer import learning_rate, make_optimizer
+from mlesam.training.prepare import Prepared, prepare, refuse_existing
+from mlesam.training.progress import Progress
+from mlesam.training.validation import collapses, validate
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    command: str = "",
+    report: Progress | None = None,
+) -> Run:
+    """Train a recipe and write the run.
+
+    Args:
+        out: the run's directory. It must not hold a run yet, unless ``resume``.
+        init: a run whose experts and router are the start.
+        resume: go on from the run's last checkpoint, with the recipe stored there.
+        command: what is written into the run's record.
+
+    Returns:
+        The finished run.
+    """
+    report = report or Progress()
+    if resume:
+        recipe = Run.load(out).recipe
+    else:
+        refuse_existing(out)
+    prepared = prepare(recipe)
+    if resume and prepared.recipe != recipe:
+        changed = [k for k, v in vars(prepared.recipe.data).items() if v != vars(recipe.data)[k]]
+        raise DataError(
+            f"the data of {out} have changed since its start ({', '.join(changed)}); start a new run instead."
+        )
+    for note in prepared.notes:
+        report.say(note)
+    model = prepared.model(None if resume else init)
+    report.say(model.parameter_summary())
+    trainer = Trainer(prepared, model, out, report)
+    if resume:
+        trainer.restore()
+    elif trainer.main:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(out / RECORD, json.dumps(_record(prepared, model, command, init), indent=2) + "\n")
+        replace_file(out / RECIPE, dump_recipe(prepared.recipe))
+    trainer.run()
+    return Run.load(out)
+
+
+def precision(config: TrainingConfig, foundation: str, device: torch.device) -> str:
+    """``bf16`` or ``no`` for accelerate. On a CPU, bf16 pays from Hiera-tiny on, where the processor has it."""
+    if config.precision != "auto":
+        return "bf16" if config.precision == "bf16" else "no"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if has and foundation != "nano" else "no"
+
+
+class Step(nn.Module):
+    """The losses of one micro-batch. A module of its own, so that distributed training sees a single forward pass.
+
+    The trunk runs once. The full-sensor pass and the pass with sensors left out are both decoded from its features.
+    """
+
+    def __init__(self, model: MLESAM, config: TrainingConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+
+    def forward(self, batch: Batch, keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        features = self.model.encode(batch)
+        passes = [features] if keep is None else [features, features.keep(keep)]
+        mask, pyramid = [], []
+        for part in passes:
+            output = self.model.decode(part)
+            for losses, logits in ((mask, output.mask_logits), (pyramid, output.pyramid_logits)):
+                full = output.at_input_size(logits)
+                loss = ohem_cross_entropy(full, batch.labels, self.config.ohem_threshold, self.config.ohem_keep)  # type: ignore[arg-type]
+                losses.append(loss)
+        mask_loss, pyramid_loss = torch.stack(mask).mean(), torch.stack(pyramid).mean()
+        loss = self.config.mask_loss * mask_loss + self.config.pyramid_loss * pyramid_loss
+        return {"loss": loss, "mask_loss": mask_loss, "pyramid_loss": pyramid_loss}
+
+
+def rows_to_keep(batch: Batch, probability: float, rng: np.random.Generator) -> dict[str, Tensor] | None:
+    """Leave each frame's sensors out at random, but never all of them; None where nothing is left out."""
+    present = np.zeros((len(batch), len(batch.modalities)), dtype=bool)
+    for column, modality in enumerate(sorted(batch.modalities)):
+        present[batch.frames[modality].cpu().numpy(), column] = True
+    draws = rng.random(present.shape)
+    kept = present & (draws >= probability)
+    emptied = ~kept.any(axis=1)
+    best = np.where(present, draws, -1.0).argmax(axis=1)  # the sensor with the luckiest draw stays
+    kept[emptied, best[emptied]] = True
+    if (kept == present).all():
+        return None
+    return {
+        modality: torch.from_numpy(kept[batch.frames[modality].cpu().numpy(), column])
+        for column, modality in enumerate(sorted(batch.modalities))
+        if kept[batch.frames[modality].cpu().numpy(), column].any()
+    }
+
+
+class Trainer:
+    """State of one training: model, optimiser, step, best value, log."""
+
+    def __init__(self, prepared: Prepared, model: MLESAM, out: Path, report: Progress) -> None:
+        self.prepared, self.out, self.report = prepared, out, report
+        self.config = prepared.recipe.training
+        self.model = model
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.accelerator = Accelerator(
+            mixed_precision=precision(self.config, prepared.recipe.model.foundation, device),
+            # A batch without a sensor gives its expert no gradient, which is no error.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        world = self.accelerator.num_processes
+        if self.config.batch // self.config.accumulate % world:
+            raise RequestError(
+                f"training.batch {self.config.batch} in {self.config.accumulate} parts cannot be shared by {world} processes; "
+                "make each part a multiple of them."
+            )
+        self.module = self.accelerator.prepare(Step(model, self.config))
+        self.optimizer = make_optimizer(model, self.config)
+        self.main = self.accelerator.is_main_process
+        self.step = 0
+        self.best: float | None = None
+        self.validations: list[dict[str, Any]] = []
+        self.every = self.config.validate_every or max(1, self.config.steps // 10)
+        self.board: Any = None
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        config, steps = self.config, self.config.steps
+        self.board = _tensorboard(self.out) if config.tensorboard and self.main else None
+        micro_batches = batches(self._training_loader())
+        started = time.monotonic()
+        try:
+            self.report.start(steps, self.step)
+            while self.step < steps:
+                self._log(
+                    {"event": "step", **self._one_step(micro_batches), "seconds": round(time.monotonic() - started, 3)}
+                )
+                if self.step % self.every == 0 or self.step == steps:
+                    self._validate()
+                    self._checkpoint()
+        except KeyboardInterrupt:
+            self._checkpoint()
+            raise WorkError(
+                f"stopped at step {self.step} of {steps}; go on with: mlesam train --out {self.out} --resume"
+            ) from None
+        finally:
+            self.report.stop()
+            if self.board is not None:
+                self.board.close()
+        self._log({"event": "done", "step": self.step, "lr": learning_rate(self.step, config), "best_miou": self.best})
+
+    def _one_step(self, micro_batches: Iterator[Batch]) -> dict[str, Any]:
+        config = self.config
+        rate = learning_rate(self.step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.module.train()
+        totals: dict[str, float] = {}
+        for micro in range(config.accumulate):
+            batch = next(micro_batches).to(self.accelerator.device, non_blocking=True)
+            keep = self._dropout(batch, micro)
+            last = micro == config.accumulate - 1
+            with self.accelerator.no_sync(self.module) if not last else _nothing():
+                losses = self.module(batch, keep)
+                self._stop_if_not_finite(losses["loss"], "loss", batch)
+                self.accelerator.backward(losses["loss"] / config.accumulate)
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulate
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(trainable, config.clip if config.clip else float("inf"))
+        self._stop_if_not_finite(norm, "gradient", batch)  # type: ignore[arg-type]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.report.advance(self.step, totals["loss"])
+        return {"step": self.step, **totals, "lr": rate, "grad_norm": float(norm)}  # type: ignore[arg-type]
+
+    def _dropout(self, batch: Batch, micro: int) -> dict[str, Tensor] | None:
+        if not self.config.modality_dropout:
+            return None
+        rng = np.random.default_rng([self.prepared.recipe.seed, self.step, micro, self.accelerator.process_index])
+        keep = rows_to_keep(batch, self.config.modality_dropout, rng)
+        return None if keep is None else {m: k.to(self.accelerator.device) for m, k in keep.items()}
+
+    def _stop_if_not_finite(self, value: Tensor, what: str, batch: Batch) -> None:
+        if not bool(torch.isfinite(value)):
+            raise WorkError(
+                f"the {what} is {float(value)} at step {self.step + 1}, with the samples {', '.join(batch.ids)}; look at "
+                f"these frames, or lower training.lr. The last checkpoint in {self.out} is untouched."
+            )
+
+    def _training_loader(self):
+        prepared, config = self.prepared, self.config
+        sampler = StepSampler(
+            len(prepared.train),
+            config.batch,
+            prepared.recipe.seed,
+            self.step,
+            config.steps,
+            config.accumulate,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        data = prepared.recipe.data
+        frames = TrainingFrames(prepared.train, prepared.sensors, prepared.classes, data, prepared.recipe.seed)
+        return training_loader(frames, sampler, data.workers)
+
+    def _validate(self) -> None:
+        prepared, accelerator = self.prepared, self.accelerator
+        if not prepared.val:
+            if self.main:
+                save_weights(self.model, self.out / WEIGHTS, {"step": self.step, "miou": None})
+            return
+        share = prepared.val[accelerator.process_index :: accelerator.num_processes]
+        frames = EvaluationFrames(share, prepared.sensors, prepared.classes, prepared.recipe.data.resize)
+        self.model.eval()
+        with accelerator.autocast():
+            result = validate(self.model, batches(evaluation_loader(frames)), lambda t: accelerator.reduce(t, "sum"))
+        warnings = collapses(result, self.validations)
+        self.validations.append(result)
+        self._log({"event": "validation", "step": self.step, **result, "warnings": warnings})
+        self.report.validated(self.step, result, warnings)
+        miou = result["miou"]
+        if miou is not None and (self.best is None or miou > self.best):
+            self.best = miou
+            if self.main:
+                save_weights(self.model, self.out / WEIGHTS, {"step": self.step, "miou": miou})
+
+    # ------------------------------------------------------------ log and checkpoints
+
+    def _log(self, event: dict[str, Any]) -> None:
+        if not self.main:
+            return
+        with (self.out / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+        if self.board is not None:
+            for key, value in event.items():
+                if isinstance(value, float) and key != "seconds":
+                    self.board.add_scalar(f"{event['event']}/{key}", value, event["step"])
+
+    def _checkpoint(self) -> None:
+        if not self.main:
+            return
+        state = self.model.state_dict()
+        tensors = {f"model.{n}": state[n] for n in self.model.saved_names}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value
+        metadata = {"step": self.step, "best": self.best, "foundation_sha256": self.model.foundation_sha256}
+        save_tensors(self.out / LAST, tensors, {**metadata, "validations": self.validations})
+
+    def restore(self) -> None:
+        """Continue from the last checkpoint; without one, from the start. The log is cut back to it."""
+        path = self.out / LAST
+        if path.is_file():
+            metadata = load_weights(self.model, path, "model.")
+            self.step, self.best = int(metadata["step"]), metadata["best"]  # type: ignore[call-overload, assignment]
+            self.validations = metadata["validations"]  # type: ignore[assignment]
+            saved, _ = load_tensors(path, "optimizer.")
+            for name, parameter in self.model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                own = {k: v for k, v in saved.items() if k.rpartition(".")[0] == name}
+                if own:
+                    state = {k.rpartition(".")[2]: v for k, v in own.items()}
+                    self.optimizer.state[parameter] = {
+                        k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
+                    }
+        if self.step >= self.config.steps:
+            raise RequestError(f"{self.out} is finished ({self.step} of {self.config.steps} steps); nothing to resume.")
+        self.report.say(f"going on from step {self.step} of {self.config.steps}")
+        if self.main and (self.out / LOG).is_file():
+            lines = [json.loads(line) for line in _whole_lines(self.out / LOG)]
+            kept = [json.dumps(e) for e in lines if e.get("step", 0) <= self.step]
+            replace_file(self.out / LOG, "".join(f"{line}\n" for line in kept))
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """A killed process may have left half a line at the end."""
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _nothing():
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RequestError("training.tensorboard needs the package tensorboard; install mlesam[tensorboard].") from None
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None) -> dict[str, Any]:
+    import accelerate
+    import transformers
+
+    return {
+        "command": command,
+        "init": None if init is None else str(init),
+        "seed": prepared.recipe.seed,
+        "foundation": {"source": model.foundation.source, "sha256": model.foundation_sha256},
+        "parameters": {
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "total": sum(p.numel() for p in model.parameters()),
+        },
+        "frames": {"train": len(prepared.train), "val": len(prepared.val)},
+        "notes": prepared.notes,
+        "versions": {
+            "mlesam": mlesam.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "accelerate": accelerate.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "argv": sys.argv[1:],
+    }

@@ -1,0 +1,60 @@
+"""What the tests share: small real datasets on disk, small models, and where the shared material lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # two workers share two cores
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared material, for tests on real frames and real key layouts."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the shared material is not at {SHARED}")
+    return SHARED
+
+
+def write_frame(root: Path, split: str, name: str, seed: int, size: tuple[int, int] = (48, 64), classes: int = 3) -> None:
+    """A frame with three sensors whose label can be learned: a bright, near, warm rectangle on a dark, far, cold ground."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    label = np.zeros(size, dtype=np.uint8)
+    for value in range(1, classes):
+        top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
+        label[top : top + height // 3, left : left + width // 3] = value
+    share = label / (classes - 1)
+    rgb = np.clip(share[..., None] * (200, 120, 60) + rng.normal(30, 8, (*size, 3)), 0, 255).astype(np.uint8)
+    depth = np.clip(9000 - 6000 * share + rng.normal(0, 50, size), 1, 65535).astype(np.uint16)
+    thermal = np.clip(80 + 120 * share + rng.normal(0, 4, size), 0, 255).astype(np.uint8)
+    for folder, array in (("rgb", rgb), ("depth", depth), ("thermal", thermal), ("labels", label)):
+        path = root / folder / split / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+def write_dataset(root: Path, train: int = 6, val: int = 2, test: int = 3) -> Path:
+    """A folder dataset with rgb, 16-bit depth and thermal, three classes, and a tag ``night``."""
+    seed = 0
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        for index in range(count):
+            write_frame(root, split, f"{split}{index}", seed)
+            seed += 1
+    (root / "tags").mkdir()
+    (root / "tags" / "night.txt").write_text("train0\ntest0\n")
+    (root / "dataset.yaml").write_text("classes: [ground, near, far]\n")
+    return root
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "data")
