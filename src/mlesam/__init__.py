@@ -27,7 +27,8 @@ _HOMES = {
 
 __all__ = ["__version__", *_HOMES]
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names, for editors and type checkers
+    # ruff: noqa: F401
     from mlesam.config import ModelConfig, Recipe
     from mlesam.errors import DataError, MlesamError, RequestError, WorkError
     from mlesam.inference.segmenter import Segmenter

@@ -7,6 +7,7 @@ the rule and the nearest known key. Nothing in a recipe can name code to run.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -138,7 +139,12 @@ def check_ranges(recipe: Recipe) -> None:
         ("data.workers", data.workers, data.workers >= 0, "at least 0"),
         ("model.rank", model.rank, model.rank >= 0, "at least 0"),
         ("model.top_k", model.top_k, model.top_k is None or model.top_k >= 1, "null or at least 1"),
-        ("model.pyramid_width", model.pyramid_width, model.pyramid_width is None or model.pyramid_width >= 1, "null or at least 1"),
+        (
+            "model.pyramid_width",
+            model.pyramid_width,
+            model.pyramid_width is None or model.pyramid_width >= 1,
+            "null or at least 1",
+        ),
         ("training.steps", training.steps, training.steps >= 1, "at least 1"),
         ("training.batch", training.batch, training.batch >= 1, "at least 1"),
         (
@@ -166,9 +172,21 @@ def check_ranges(recipe: Recipe) -> None:
     for key, value, holds, rule in rules:
         if not holds:
             raise RequestError(f"{key} is {value}, but it must be {rule}.")
-    if data.classes is not None and data.colors is not None and len(data.classes) != len(data.colors):
+    check_classes(data.classes, data.colors, "data.")
+
+
+def check_classes(classes: tuple[str, ...] | None, colors: tuple[tuple[int, int, int], ...] | None, where: str) -> None:
+    """Refuse names and colours that do not fit each other; ``where`` stands before the key in messages."""
+    names = classes or ()
+    repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if repeated is not None:
+        raise RequestError(f"{where}classes names {repeated!r} twice; give every class its own name.")
+    for i, color in enumerate(colors or ()):
+        if min(color) < 0 or max(color) > 255:
+            raise RequestError(f"{where}colors[{i}] is {list(color)}, but its values must be between 0 and 255.")
+    if classes is not None and colors is not None and len(classes) != len(colors):
         raise RequestError(
-            f"data.colors has {len(data.colors)} colours for {len(data.classes)} classes; give one colour per class."
+            f"{where}colors has {len(colors)} colours for {len(classes)} classes; give one colour per class."
         )
 
 
@@ -184,7 +202,11 @@ def build(cls: type, values: Any, where: str = "") -> Any:
     for key in values:
         if key not in known:
             raise RequestError(f"unknown key {_join(where, key)!r}{did_you_mean(key, known)}")
-    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()})
+    converted = {key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except RequestError as error:  # what the class itself checks, without knowing where it stands
+        raise RequestError(f"{where}: {error}" if where else str(error)) from None
 
 
 def _join(where: str, key: Any) -> str:
@@ -231,9 +253,11 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         return value
     if hint is float and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 6e-5 as a string
-        except (TypeError, ValueError):
-            pass
+            number = float(value)  # YAML 1.1 reads 6e-5 as a string
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isnan(number):
+            return number
     elif hint is int and not isinstance(value, bool):
         if isinstance(value, int):
             return value
@@ -258,6 +282,28 @@ def plain(value: Any) -> Any:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; plain YAML silently keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key in seen:
+                what = f"the key {key!r} stands twice"
+                raise yaml.constructor.ConstructorError(problem=what, problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML text as plain values. Raises ValueError with the reason and the place."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-45 is a date of no month
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; anything else is a RequestError that names the file."""
     try:
@@ -267,9 +313,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} cannot be read ({error}); give the path of a YAML file.") from None
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise RequestError(f"{path} is not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -288,8 +334,8 @@ def override(values: dict[str, Any], key: str, text: str) -> None:
         if not isinstance(target, dict):
             raise RequestError(f"--{key} does not fit the recipe: {section} is not a section.")
     try:
-        target[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        target[last] = parse_yaml(text)
+    except ValueError:
         raise RequestError(f"--{key} has the value {text!r}, which is not valid YAML.") from None
 
 

@@ -29,12 +29,14 @@ class Classes:
 
     Attributes:
         names, colors: by class id. ignore: label value that is not scored. label_map: raw value -> class id.
+        translate: by class id, the id that another model uses for it (None: not scored). Empty: as they are.
     """
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     ignore: int = 255
     label_map: dict[int, int] = field(default_factory=dict)
+    translate: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,15 @@ class Batch:
         if len(sizes) > 1:
             what = ", ".join(f"{name} is {w}x{h}" for (h, w), name in sizes.items())
             raise DataError(f"a batch needs one size, but {what}; resize the files or use a batch of one.")
+        for modality, images in rows.items():
+            counts = sorted({image.shape[0] for image in images})
+            if len(counts) > 1:
+                raise DataError(
+                    f"{modality} has {counts[0]} channels in one frame and {counts[1]} in another; use one."
+                )
         labelled = [s.label for s in samples if s.label is not None]
+        if len({label.shape for label in labelled}) > 1:
+            raise DataError("the labels of a batch need one size; use a batch of one.")
         return Batch(
             images={m: torch.stack(r) for m, r in rows.items()},
             frames={m: torch.tensor(f) for m, f in frames.items()},

@@ -71,6 +71,8 @@ def open_dataset(name: str, config: DataConfig | None = None) -> Dataset:
         raise RequestError(f"{name!r} does not say what kind of dataset it is; write folder:{name}.")
     if kind not in KINDS:
         raise RequestError(f"unknown kind of dataset {kind!r} in {name!r}{did_you_mean(kind, KINDS)}")
+    if not path:
+        raise RequestError(f"{name!r} names no folder; write {kind}:PATH.")
     return FolderDataset(Path(path), config or DataConfig(), name)
 
 

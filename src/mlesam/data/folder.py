@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlesam.config import DataConfig, build, read_yaml
+from mlesam.config import DataConfig, build, check_classes, read_yaml
 from mlesam.data.dataset import Dataset, Frame
 from mlesam.errors import DataError, RequestError, did_you_mean
 from mlesam.sensors.files import EXTENSIONS
@@ -30,6 +30,14 @@ class DatasetFile:
     ignore: int | None = None
     label_map: dict[int, int] | None = None
     sensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """A class in ``dataset.yaml`` that says more than its name."""
+
+    name: str = ""
+    color: tuple[int, int, int] | None = None
 
 
 class FolderDataset(Dataset):
@@ -56,7 +64,7 @@ class FolderDataset(Dataset):
         if lists.is_dir():
             return tuple(sorted(p.stem for p in lists.glob("*.txt")))
         found = {p.name for m in self.modalities for p in (self.root / m).iterdir() if p.is_dir()}
-        return tuple(sorted(found))
+        return tuple(sorted(name for name in found if not name.startswith(".")))
 
     def frames(self, split: str) -> list[Frame]:
         frames = self.all_frames(split)
@@ -108,9 +116,10 @@ class FolderDataset(Dataset):
         if not base.is_dir():
             return found
         for path in sorted(base.rglob("*")):
-            if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+            inside = path.relative_to(base)
+            if path.suffix.lower() not in EXTENSIONS or any(part.startswith(".") for part in inside.parts):
                 continue
-            name = path.relative_to(base).with_suffix("").as_posix()
+            name = inside.with_suffix("").as_posix()
             if name in found:
                 raise DataError(f"{found[name]} and {path} are both {folder} of frame {name!r}; keep one of them.")
             found[name] = path
@@ -120,7 +129,7 @@ class FolderDataset(Dataset):
 def read_list(path: Path) -> list[str]:
     """Ids, one per line; blank lines and comments (#) are passed over, a file extension is dropped."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{path} is no UTF-8 text; write one frame id per line.") from None
     ids = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -137,23 +146,35 @@ def _declare(root: Path, config: DataConfig) -> DataConfig:
     if not path.is_file():
         return config
     stored = build(DatasetFile, read_yaml(path), where="dataset.yaml")
-    names, colors = stored.classes, stored.colors
-    if names and all(isinstance(c, dict) for c in names):
-        try:
-            colors = tuple(tuple(int(v) for v in c["color"]) for c in names) if "color" in names[0] else colors
-            names = tuple(str(c["name"]) for c in names)
-        except (KeyError, TypeError, ValueError):
-            raise RequestError(
-                f"{path}: a class is a name, or has the keys name and color; see {stored.classes}."
-            ) from None
+    names, colors = _classes(stored, path)
     sensors = {
         m: {**stored.sensors.get(m, {}), **config.sensors.get(m, {})} for m in {**stored.sensors, **config.sensors}
     }
     return dataclasses.replace(
         config,
-        classes=config.classes or (tuple(str(n) for n in names) if names else None),
+        classes=config.classes or names,
         colors=config.colors or colors,
         ignore=stored.ignore if config.ignore is None else config.ignore,
         label_map=stored.label_map if config.label_map is None else config.label_map,
         sensors=sensors,
     )
+
+
+def _classes(stored: DatasetFile, path: Path) -> tuple[tuple[str, ...] | None, tuple[tuple[int, int, int], ...] | None]:
+    """Names and colours, whether the classes are names or mappings."""
+    entries = []
+    for i, value in enumerate(stored.classes or ()):
+        where = f"dataset.yaml.classes[{i}]"
+        entry = build(ClassEntry, value if isinstance(value, dict) else {"name": value}, where)
+        if not entry.name:
+            raise RequestError(f"{where} has no name; a class is a name, or has the keys name and color.")
+        entries.append(entry)
+    names = tuple(e.name for e in entries) or None
+    colors = stored.colors
+    if any(e.color for e in entries):
+        if not all(e.color for e in entries):
+            bare = next(e.name for e in entries if e.color is None)
+            raise RequestError(f"{path}: the class {bare!r} has no color; give every class one, or none.")
+        colors = tuple(e.color for e in entries if e.color)
+    check_classes(names, colors, f"{path}: ")
+    return names, colors

@@ -18,6 +18,10 @@ from mlesam.sensors.spec import SensorSpec, canonical_order, sensor_spec
 
 STATISTICS_FRAMES = 64
 """Frames that mean and standard deviation are measured on, evenly spaced over the train split."""
+MOST_CLASSES = 255
+"""Largest id that is taken for a class without being declared."""
+GREY_FRAMES = 16
+"""Frames that must all be grey before a sensor saved as colour is taken for one of one channel."""
 
 
 def read_frame(frame: Frame, sensors: Mapping[str, SensorSpec], classes: Classes | None = None) -> Sample:
@@ -42,7 +46,7 @@ def read_frame(frame: Frame, sensors: Mapping[str, SensorSpec], classes: Classes
         raise DataError(f"frame {frame.id!r} has no file of {', '.join(sensors)}; it needs at least one.")
     label = None
     if classes is not None and frame.label is not None:
-        label = torch.from_numpy(decode_label(read_label(frame.label), classes, frame.label))
+        label = torch.from_numpy(decode_label(read_label(frame.label, classes.colors), classes, frame.label))
         sizes[str(frame.label)] = tuple(label.shape)
     check_sizes(sizes)
     return Sample(images, label, frame.id, frame.tags)
@@ -64,16 +68,22 @@ def decode_label(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndar
     Returns:
         ``(H, W)`` int64 with ids 0 to C - 1, and ``IGNORE`` where not scored.
     """
+    ids = _decode_colors(raw, classes, path) if raw.ndim == 3 else _decode_ids(raw, classes, path)
+    if classes.translate:
+        # IGNORE is -1, so the last entry of the table stands for it.
+        ids = np.array([IGNORE if t is None else t for t in classes.translate] + [IGNORE], dtype=np.int64)[ids]
+    return ids
+
+
+def _decode_ids(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndarray:
     count = len(classes.names)
-    if raw.ndim == 3:
-        return _decode_colors(raw, classes, path)
     ids = raw.astype(np.int64)
-    top = int(ids.max()) + 1
-    if classes.label_map:
-        table = np.arange(max(top, max(classes.label_map) + 1), dtype=np.int64)
-        for value, target in classes.label_map.items():
-            table[value] = target
+    if classes.label_map and raw.dtype.kind == "u":
+        table = np.array([classes.label_map.get(v, v) for v in range(int(ids.max()) + 1)], dtype=np.int64)
         ids = table[ids]
+    elif classes.label_map:  # TIFF values may be negative or very large, and cannot index a table
+        values, inverse = np.unique(ids, return_inverse=True)
+        ids = np.array([classes.label_map.get(int(v), int(v)) for v in values])[inverse].reshape(ids.shape)
     ignored = ids == classes.ignore
     wrong = ~ignored & ((ids >= count) | (ids < 0))
     if wrong.any():
@@ -90,6 +100,8 @@ def decode_label(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndar
 def _decode_colors(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndarray:
     code = (raw[..., 0].astype(np.int64) << 16) | (raw[..., 1].astype(np.int64) << 8) | raw[..., 2]
     known = {(r << 16) | (g << 8) | b: i for i, (r, g, b) in enumerate(classes.colors)}
+    if len(known) < len(classes.colors):
+        raise DataError(f"{path} stores colours, but two classes have the same one; give every class its own.")
     values, inverse = np.unique(code, return_inverse=True)
     unknown = [v for v in values if int(v) not in known]
     if unknown:
@@ -128,11 +140,21 @@ def resolve_classes(dataset: Dataset, frames: Sequence[Frame]) -> tuple[Classes,
                     raise RequestError(f"{frame.label} stores colours; list classes and colors in dataset.yaml.")
                 ids = {label_map.get(int(v), int(v)) for v in np.unique(raw)} - {ignore}
                 top = max([top, *ids])
+        if top > MOST_CLASSES:
+            raise RequestError(
+                f"the labels of {dataset.name} hold the id {top}; declare the classes in dataset.yaml, and ignore or "
+                "label_map for ids that are none."
+            )
         names = tuple(f"class {i}" for i in range(top + 1))
         note = f"classes: {len(names)}, read off the labels (name them in dataset.yaml)"
     if len(names) < 2:
         raise RequestError(f"{dataset.name} has {len(names)} classes; declare at least 2 in dataset.yaml.")
-    return Classes(names, declared.colors or default_colors(len(names)), ignore, label_map), note
+    colors = declared.colors or default_colors(len(names))
+    if len(colors) != len(names):
+        raise RequestError(
+            f"{dataset.name} has {len(colors)} colours for {len(names)} classes; declare both in one place, one colour per class."
+        )
+    return Classes(names, colors, ignore, label_map), note
 
 
 def resolve_sensors(
@@ -148,9 +170,10 @@ def resolve_sensors(
         files = [f.files[modality] for f in frames if modality in f.files]
         if not files:
             raise RequestError(f"no train frame of {dataset.name} has a {modality} file; leave this sensor out.")
-        spec, inferred = _match_files(modality, dataset.sensor(modality), files[0])
-        if spec.photometric != "color" and not {"mean", "std"} <= set(dataset.sensor(modality)):
-            spec, measured = _with_statistics(spec, files)
+        spec, inferred = _match_files(modality, dataset.sensor(modality), files)
+        unsaid = [name for name in ("mean", "std") if name not in dataset.sensor(modality)]
+        if spec.photometric != "color" and unsaid:
+            spec, measured = _with_statistics(spec, files, unsaid)
             inferred.append(measured)
         specs[modality] = spec
         if inferred:
@@ -158,17 +181,22 @@ def resolve_sensors(
     return specs, notes
 
 
-def _match_files(modality: str, declared: Mapping[str, object], path: Path) -> tuple[SensorSpec, list[str]]:
+def _match_files(modality: str, declared: Mapping[str, object], files: Sequence[Path]) -> tuple[SensorSpec, list[str]]:
     spec = sensor_spec(modality, declared)
     if spec.colormap is not None:
         return spec, []
-    array = read_array(path)
+    array = read_array(files[0])
     channels = 1 if array.ndim == 2 else array.shape[2]
-    grey = array.ndim == 3 and (array[..., :1] == array[..., :3]).all()
+    # One frame without a return, or in the dark, is black in all channels and does not make the sensor a grey one.
+    grey = _is_grey(array) and all(_is_grey(read_array(path)) for path in _spaced(files, GREY_FRAMES))
     changes: dict[str, object] = {}
     inferred = []
     if "channels" not in declared and spec.photometric != "color":
-        found = 1 if grey and channels in (3, 4) else 3 if channels == 4 and array.dtype.kind == "u" else channels
+        found = channels
+        if channels in (3, 4) and grey:
+            found = 1
+        elif channels == 4 and files[0].suffix.lower() == ".png":
+            found = 3  # in other formats a fourth channel is a band and no alpha
         changes["channels"] = found
         inferred.append(f"{found} channel{'s' if found > 1 else ''}")
     if "dtype" not in declared and spec.photometric != "color":
@@ -184,11 +212,24 @@ def _match_files(modality: str, declared: Mapping[str, object], path: Path) -> t
     for name in ("mean", "std"):
         if name not in declared and "channels" in changes and len(getattr(spec, name)) not in (1, changes["channels"]):
             changes[name] = getattr(spec, name)[:1]
-    return dataclasses.replace(spec, **changes), inferred  # type: ignore[arg-type]
+    try:
+        return dataclasses.replace(spec, **changes), inferred  # type: ignore[arg-type]
+    except RequestError as error:
+        raise RequestError(f"sensors.{modality}, with what {files[0]} holds: {error}") from None
 
 
-def _with_statistics(spec: SensorSpec, files: Sequence[Path]) -> tuple[SensorSpec, str]:
-    picked = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), STATISTICS_FRAMES)).round().astype(int)]
+def _is_grey(array: np.ndarray) -> bool:
+    return array.ndim == 3 and bool((array[..., :1] == array[..., :3]).all())
+
+
+def _spaced(files: Sequence[Path], most: int) -> list[Path]:
+    return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), most)).round().astype(int)]
+
+
+def _with_statistics(
+    spec: SensorSpec, files: Sequence[Path], names: Sequence[str] = ("mean", "std")
+) -> tuple[SensorSpec, str]:
+    picked = _spaced(files, STATISTICS_FRAMES)
     raw = dataclasses.replace(spec, normalize="dataset")
     total, squares, count = (np.zeros(spec.channels) for _ in range(3))
     for path in picked:
@@ -203,7 +244,8 @@ def _with_statistics(spec: SensorSpec, files: Sequence[Path]) -> tuple[SensorSpe
     mean = np.zeros(spec.channels) if spec.photometric == "sparse" else total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     std = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)
-    rounded = {"mean": tuple(float(f"{v:.5g}") for v in mean), "std": tuple(float(f"{v:.5g}") for v in std)}
+    measured = {"mean": mean, "std": std}
+    rounded = {name: tuple(float(f"{v:.5g}") for v in measured[name]) for name in names}
     shown = " ".join(
         f"{k} {', '.join(f'{v:.4g}' for v in vs[:4])}{' ...' if len(vs) > 4 else ''}" for k, vs in rounded.items()
     )

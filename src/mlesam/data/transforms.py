@@ -68,12 +68,13 @@ def training_sample(
     """A random crop of a frame as :func:`mlesam.data.reading.read_frame` returns it, changed and normalised."""
     geometry = Geometry.sample(rng, tuple(next(iter(sample.images.values())).shape[-2:]), config)  # type: ignore[arg-type]
     images = {}
+    base = int(rng.integers(2**31))
     for modality, values in sample.images.items():
         spec = sensors[modality]
         values = geometry.apply(values, spec.interpolation)
-        # A generator per sensor: a frame that lacks one sensor changes nothing for the others.
-        own = np.random.default_rng([int(rng.integers(2**31)), *modality.encode()]) if config.photometric else None
-        if own is not None:
+        if config.photometric:
+            # A generator per sensor: a frame that lacks one sensor changes nothing for the others.
+            own = np.random.default_rng([base, *modality.encode()])
             values = photometric(values, spec, own, config.photometric)
         images[modality] = spec.normalized(values)
     label = None if sample.label is None else geometry.apply_label(sample.label)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mlesam.errors import DataError
+from mlesam.errors import DataError, WorkError
 
 # Video memory and prompts for pictures of masks: SAM2 keeps them in the same file, a still image needs none of them.
 _IGNORED = (
@@ -82,13 +83,11 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a cut-off zip, a foreign file and a forbidden pickle raise different types
-        unsafe = "weights_only" in str(error) or "Unsupported" in str(error)
-        why = (
-            "it holds more than tensors, which could run code"
-            if unsafe
-            else "it is damaged or its download was cut off"
-        )
-        raise DataError(f"{path} cannot be read as weights: {why}; download the original file again.") from error
+        if "GLOBAL" in str(error):  # the pickle names a class or a function
+            why = "it holds more than tensors, which could run code; use a file with the state dict alone"
+        else:
+            why = "it is no PyTorch file, is damaged or its download was cut off; download the original file again"
+        raise DataError(f"{path} cannot be read as weights: {why}.") from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise DataError(f"{path} holds no state dict; a SAM2 checkpoint is one, or {{'model': one}}.")
@@ -160,39 +159,35 @@ def fit_or_raise(given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, 
 
 def replace_file(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all: to a temporary name, to the disk, then over the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    _publish(Path(file.name), path)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    try:
-        mode = 0o666 & ~_umask()
-        temporary.chmod(mode)  # temporary files are private, results are not
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    with _published(path, uuid.uuid4().hex) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
     """Write tensors and JSON metadata as one safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
     header = {k: json.dumps(v) for k, v in metadata.items()}
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=header)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    _publish(temporary, path)
+    with _published(path, "writing") as temporary:  # one name, so that killed trainings leave no heap of large files
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=header)
+
+
+@contextmanager
+def _published(path: Path, suffix: str) -> Iterator[Path]:
+    """A temporary name whose file takes the place of ``path``; where the block fails, ``path`` is left alone."""
+    temporary = path.with_name(f".{path.name}.{suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes its files private
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"{path} cannot be written ({error}); make room or choose another place.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def load_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, object]]:

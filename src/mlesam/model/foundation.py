@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,14 @@ class Foundation(nn.Module):
         super().__init__()
         self.trunk = sam2.vision_encoder.backbone
         self.neck = sam2.vision_encoder.neck
-        width = self.neck.convs[0].out_channels
+        width = sam2.no_memory_embedding.numel()
         self.register_buffer("no_memory", sam2.no_memory_embedding.detach().reshape(1, width, 1, 1).clone())
         self.register_buffer(
             "no_mask", sam2.prompt_encoder.no_mask_embed.weight.detach().reshape(1, width, 1, 1).clone()
         )
         self.register_buffer("position", sam2.shared_image_embedding.positional_embedding.detach().clone())
         self.source = source
-        self.width = int(width)
+        self.width = width
         self.requires_grad_(False)
 
     @property
@@ -138,9 +139,9 @@ class Foundation(nn.Module):
         above: Tensor | None = None
         last = len(stages) - 1
         for level in range(last, -1, -1):
-            conv = self.neck.convs[last - level]
+            conv: Any = self.neck.convs[last - level]
             lateral = F.linear(stages[level], conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
-            if above is not None and level in self.neck.fpn_top_down_levels:
+            if above is not None and level in (self.neck.fpn_top_down_levels or ()):
                 lateral = lateral + F.interpolate(above.float(), scale_factor=2.0, mode="nearest").to(lateral.dtype)
             above = lateral
             maps.append(lateral)
@@ -172,7 +173,7 @@ def run_block(
 def _attend(
     attention: Any, x_NHWC: Tensor, index: int, experts: nn.ModuleDict | None, segments: tuple[Segment, ...]
 ) -> Tensor:
-    count, height, width, _ = x_NHWC.shape
+    count = x_NHWC.shape[0]
     heads = attention.num_attention_heads
     query, key, value = attention.qkv(x_NHWC).chunk(3, dim=-1)
     if experts is not None and segments:
@@ -256,10 +257,12 @@ def load_foundation(name: str, revision: str | None = None, seed: int = 0) -> Lo
 def _from_transformers(name: str, revision: str | None) -> Sam2Model:
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # its warning about video weights would read like a fault
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
-        sam2, report = Sam2Model.from_pretrained(
+        loaded: Any = Sam2Model.from_pretrained(
             name, revision=revision or "main", output_loading_info=True, use_safetensors=True, dtype=torch.float32
         )
     except Exception as error:  # Hub, network and file errors come in many types
@@ -270,6 +273,9 @@ def _from_transformers(name: str, revision: str | None) -> Sam2Model:
         ) from error
     finally:
         logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    sam2, report = loaded
     missing = sorted(report["missing_keys"])
     mismatched = sorted(str(m) for m in report.get("mismatched_keys", ()))
     if missing or mismatched:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,18 @@ class Features:
         for owners in self.frames:
             seen[owners] = True
         return seen
+
+    def check_covered(self) -> None:
+        """RequestError where a frame has no sensor left: its fused map would be 0 / 0."""
+        if any(len(owners) == self.count for owners in self.frames):
+            return  # the shapes say it already, without waiting for the device
+        covered = self.covered()
+        if not bool(covered.all()):
+            blind = int(torch.nonzero(~covered)[0])
+            raise RequestError(
+                f"frame {blind} of {self.count} has none of {', '.join(self.modalities)}; decode only the frames that do: "
+                "features.of_frames(features.covered())."
+            )
 
     def of_frames(self, wanted: Tensor) -> Features:
         """Only the frames where ``wanted`` (B,) is true, numbered anew."""
@@ -174,6 +187,12 @@ class MLESAM(nn.Module):
             raise RequestError("a model needs at least one sensor; give {modality: channels}.")
         if num_classes < 2:
             raise RequestError(f"a model needs at least 2 classes, not {num_classes}.")
+        for modality in sensors:
+            if not modality or "." in modality or hasattr(nn.ModuleDict(), modality):
+                raise RequestError(
+                    f"a sensor cannot be called {modality!r}: names have no dot and are no attribute of torch.nn.Module; "
+                    "rename it."
+                )
         self.config = config
         self.modalities = canonical_order(sensors)
         self.channels = {m: int(sensors[m]) for m in self.modalities}
@@ -182,7 +201,8 @@ class MLESAM(nn.Module):
         self.foundation = loaded.foundation
         self.foundation_sha256 = self.foundation.sha256
         self.stems = nn.ModuleDict({m: Stem(c) for m, c in self.channels.items() if c != 3})
-        widths = [(int(b.dim), int(b.dim_out)) for b in self.foundation.trunk.blocks]
+        blocks: Any = self.foundation.trunk.blocks
+        widths = [(int(b.dim), int(b.dim_out)) for b in blocks]
         ranks = [m for m in self.modalities if config.rank]
         self.experts = nn.ModuleDict({m: Expert(widths, config.rank, config.scale) for m in ranks})
         width = self.foundation.width
@@ -257,6 +277,7 @@ class MLESAM(nn.Module):
 
     def decode(self, features: Features) -> Output:
         """Fuse the sensors in ``features`` and run both heads."""
+        features.check_covered()
         fused, shares = [], []
         for stride, router, level in zip(LEVEL_STRIDES, self.routers, features.levels, strict=True):
             valid = (math.ceil(features.size[0] / stride), math.ceil(features.size[1] / stride))

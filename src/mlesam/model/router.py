@@ -6,6 +6,8 @@ the sensors, keep the top k, sum. The sum is mixed with the plain mean, which th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,8 @@ class Router(nn.Module):
             column = torch.tensor(self.modalities.index(segment.modality), device=pooled_RC.device).expand_as(rows)
             present = present.index_put((rows, column), torch.ones_like(rows, dtype=torch.bool))
             if self.fusion != "mean":
-                score = self.scorers[segment.modality](pooled_RC[segment.start : segment.stop])[:, 0].float()
+                scorer: Any = self.scorers[segment.modality]
+                score = scorer(pooled_RC[segment.start : segment.stop].to(scorer.weight.dtype))[:, 0].float()
                 scores = scores.index_put((rows, column), score)
         mean = present.float() / present.sum(dim=1, keepdim=True)
         if self.fusion == "mean":
@@ -93,5 +96,5 @@ def keep_top(weights_BM: Tensor, top_k: int | None) -> Tensor:
     scaled = kept / kept.sum(dim=1, keepdim=True)
     if top_k == 1:
         # A single kept weight is 1 and has no gradient. Straight-through: forward 1, backward the softmax's own.
-        scaled = scaled.detach() + kept - kept.detach()
+        scaled = scaled.detach() + (kept - kept.detach())
     return torch.zeros_like(weights_BM).scatter(1, columns, scaled)

@@ -54,9 +54,9 @@ def lookup_table(colormap: str | Stops) -> np.ndarray:
     elif isinstance(colormap, str):
         raise RequestError(f"unknown colour map {colormap!r}{did_you_mean(colormap, COLORMAPS)}")
     else:
+        if len(colormap) < 2 or any(len(stop) != 3 or not all(0 <= v <= 255 for v in stop) for stop in colormap):
+            raise RequestError(f"a colour map is a name or at least two RGB colours (0-255), not {colormap!r}.")
         stops = np.asarray(colormap, dtype=np.float64)
-        if stops.ndim != 2 or stops.shape[0] < 2 or stops.shape[1] != 3:
-            raise RequestError(f"a colour map is a name or at least two RGB colours, not {colormap!r}.")
         position = np.linspace(0.0, 1.0, len(stops))
     return np.stack([np.interp(t, position, stops[:, c]) for c in range(3)], axis=1)
 

@@ -6,17 +6,23 @@ after Pillow has checked them; TIFF goes through tifffile, for any number of ban
 
 from __future__ import annotations
 
-import struct
+import logging
+import math
+import threading
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from mlesam.errors import DataError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
+PICTURES = (".png", ".jpg", ".jpeg")
+EXTENSIONS = (*PICTURES, ".tif", ".tiff", ".npy")
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded (about 13377 x 13377); the size is checked before any memory is taken."""
+MAX_BYTES = 4 * 2**30
+"""Largest array that is decoded, over all of its channels."""
 
 
 def read_array(path: str | Path) -> np.ndarray:
@@ -24,12 +30,15 @@ def read_array(path: str | Path) -> np.ndarray:
 
     Returns:
         ``(H, W)`` or ``(H, W, C)`` as uint8, uint16 or float32. In 3-D arrays and TIFFs the shorter of the first and the
-        last axis is taken as the channels.
+        last axis is taken as the channels. Wider whole numbers come as uint16 where they fit.
 
     Raises:
         DataError: missing, unreadable, truncated, too large, or of a kind that is not read.
     """
-    path = Path(path)
+    return _numbers(_decode(Path(path)), Path(path))
+
+
+def _decode(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"there is no file {path}; check the name.")
     extension = path.suffix.lower()
@@ -47,13 +56,17 @@ def read_array(path: str | Path) -> np.ndarray:
     except Exception as error:  # decoders raise many kinds of errors on broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} cannot be decoded ({reason}); it is damaged or cut off, write it again.") from error
-    return _tidy(array, path)
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise DataError(f"{path} has the shape {array.shape}; a sensor file needs (H, W), (H, W, C) or (C, H, W).")
+    return channels_last(array) if array.ndim == 3 and extension not in PICTURES else array
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width of a file, from its header where the format allows it."""
     path = Path(path)
-    if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; check the name.")
+    if path.suffix.lower() in PICTURES:
         try:
             with _open(path) as picture:
                 return picture.height, picture.width
@@ -65,24 +78,38 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return height, width
 
 
-def read_label(path: str | Path) -> np.ndarray:
-    """Read a label PNG as stored: ``(H, W)`` ids (palette PNGs give their indices) or ``(H, W, 3)`` colours."""
+def read_label(path: str | Path, colors: Collection[tuple[int, int, int]] = ()) -> np.ndarray:
+    """Read a label file as stored: ``(H, W)`` ids (palette PNGs give their indices) or ``(H, W, 3)`` colours.
+
+    Args:
+        colors: the classes' colours. A grey picture is ids that were saved as colours, unless all of it is in these.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"there is no label file {path}; check the name.")
-    try:
-        with _open(path) as picture:
-            if picture.mode == "P":
-                return np.asarray(picture)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path} cannot be decoded ({error}); it is damaged or cut off, write it again.") from error
-    array = read_array(path)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise DataError(f"{path} is a JPEG, which changes the ids it stores; write labels as PNG.")
+    if path.suffix.lower() != ".npy":
+        try:
+            with _open(path) as picture:
+                if picture.mode in ("P", "1"):
+                    return np.asarray(picture).astype(np.uint8)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"{path} cannot be decoded ({error}); it is damaged or cut off, write it again.") from error
+    array = _decode(path)
+    bits, _ = _png_format(path)
+    if array.ndim == 2 and bits in (2, 4):
+        array = array // (255 // (2**bits - 1))  # Pillow stretches them to 0..255
     if array.ndim == 3 and array.shape[2] == 4:
         array = array[..., :3]
     if array.ndim == 3 and (array[..., :1] == array).all():
-        array = array[..., 0]  # ids that were saved as grey RGB
+        grey = {int(v) for v in np.unique(array)}
+        if not grey <= {r for r, g, b in colors if r == g == b}:
+            array = array[..., 0]
+    if array.dtype.kind == "f" and not (np.isfinite(array) & (array == np.floor(array))).all():
+        raise DataError(f"{path} holds fractions or NaN; a label file needs whole numbers, the class ids.")
     return array
 
 
@@ -94,32 +121,42 @@ def _check_pixels(height: int, width: int, path: Path) -> None:
         )
 
 
+def _check_array(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
+    if len(shape) == 3:
+        _check_pixels(*_plane(shape), path)
+    elif len(shape) == 2:
+        _check_pixels(shape[0], shape[1], path)
+    size = math.prod(shape) * dtype.itemsize
+    if size > MAX_BYTES:
+        raise DataError(
+            f"{path} claims the shape {shape} of {dtype}, {size / 2**30:,.0f} GiB, more than the {MAX_BYTES // 2**30} GiB "
+            "that are read; check the file, or cut it into tiles."
+        )
+
+
+_OPENING = threading.Lock()
+"""Python's warning filters belong to the whole process: two threads that change and restore them leave them changed."""
+
+
 def _open(path: Path):
     from PIL import Image
 
-    with warnings.catch_warnings():
+    with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             picture = Image.open(path, formats=("PNG", "JPEG", "TIFF"))
         except Image.DecompressionBombError:
-            _check_pixels(*_claimed_size(path), path)
-            raise
+            raise DataError(
+                f"{path} claims more than the {MAX_PIXELS:,} pixels that are read; check the file, or cut it into tiles."
+            ) from None
     _check_pixels(picture.height, picture.width, path)
     return picture
 
 
-def _claimed_size(path: Path) -> tuple[int, int]:
-    with path.open("rb") as file:
-        head = file.read(24)
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 24:
-        width, height = struct.unpack(">II", head[16:24])
-        return height, width
-    return MAX_PIXELS, 2  # a JPEG or TIFF that Pillow already found too large
-
-
 def _read_picture(path: Path) -> np.ndarray:
     with _open(path) as picture:
-        if path.suffix.lower() == ".png" and _png_is_16_bit_color(path):
+        bits, color = _png_format(path)
+        if bits == 16 and color in (2, 4, 6):  # any but grey; whatever the file is called
             import cv2
 
             picture.verify()  # checksums of all chunks: OpenCV would fill a cut-off file with zeros
@@ -137,28 +174,62 @@ def _read_picture(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
-def _png_is_16_bit_color(path: Path) -> bool:
+def _png_format(path: Path) -> tuple[int, int]:
+    """Bits per channel and colour type of a PNG; zeros for any other file."""
     with path.open("rb") as file:
         head = file.read(26)
-    return len(head) == 26 and head[24] == 16 and head[25] in (2, 4, 6)
+    return (head[24], head[25]) if len(head) == 26 and head.startswith(b"\x89PNG") else (0, 0)
+
+
+class _Complaints(logging.Handler):
+    """What tifffile logs about a broken file before it goes on with the rest of it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+        self.reader = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self.reader:  # the logger is shared with threads that read other files
+            self.found.append(record.getMessage())
 
 
 def _read_tiff(path: Path) -> np.ndarray:
     import tifffile
 
+    complaints = _Complaints()
+    tifffile.logger().addHandler(complaints)
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
-            shape = tuple(n for n in series.shape if n > 1) or series.shape
-            if len(shape) == 3:
-                _check_pixels(*_plane(shape), path)
-            elif len(shape) == 2:
-                _check_pixels(shape[0], shape[1], path)
-            return np.squeeze(series.asarray())
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-    return _read_picture(path)  # a compression that Pillow's libtiff has
+            if series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE:
+                return _read_picture(path)  # its numbers are indices
+            _check_array(tuple(n for n in series.shape if n > 1), series.dtype, path)
+            try:
+                array = np.squeeze(series.asarray())
+            except ValueError as error:
+                if "imagecodecs" not in str(error):
+                    raise
+                array = _read_compressed_tiff(path, series.dtype)
+    finally:
+        tifffile.logger().removeHandler(complaints)
+    if complaints.found:
+        raise ValueError(complaints.found[0])
+    return array
+
+
+def _read_compressed_tiff(path: Path, dtype: np.dtype) -> np.ndarray:
+    """A compression that tifffile lacks, through Pillow where that holds the values without loss."""
+    try:
+        array = _read_picture(path)
+    except OSError:
+        array = None
+    if array is None or array.dtype != dtype:
+        raise DataError(
+            f"{path} stores {dtype} values in a compression that is not read without loss; save it uncompressed or with "
+            "deflate, or install the package imagecodecs."
+        )
+    return array
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -167,30 +238,37 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim == 3:
-        _check_pixels(*_plane(array.shape), path)
-    elif array.ndim == 2:
-        _check_pixels(array.shape[0], array.shape[1], path)
-    return np.array(array)
+    header = np.lib.format
+    with path.open("rb") as file:
+        read = header.read_array_header_1_0 if header.read_magic(file) == (1, 0) else header.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise DataError(
+                f"{path} holds Python objects, which could run code and are never read; save plain numbers."
+            )
+        _check_array(shape, dtype, path)
+        if math.prod(shape) * dtype.itemsize > path.stat().st_size - file.tell():
+            raise ValueError(f"it is shorter than its shape {shape}")
+    return np.load(path, allow_pickle=False)
 
 
-def _tidy(array: np.ndarray, path: Path) -> np.ndarray:
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise DataError(f"{path} has the shape {array.shape}; a sensor file needs (H, W), (H, W, C) or (C, H, W).")
-    if array.ndim == 3:
-        array = channels_last(array)
+def _numbers(array: np.ndarray, path: Path) -> np.ndarray:
+    """Any stored type as uint8, uint16 or float32, without loss or not at all."""
     if array.dtype == np.bool_:
         return array.astype(np.uint8)
-    if array.dtype == np.dtype(">u2"):
-        return array.astype(np.uint16)
-    if array.dtype in (np.uint8, np.uint16):
-        return np.ascontiguousarray(array)
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, which is no measurement
+            return array.astype(np.float32)
+    if array.dtype.kind not in "iu":
         raise DataError(f"{path} holds {array.dtype} values; a sensor file needs whole or real numbers.")
-    if array.dtype == np.int32 and path.suffix.lower() == ".png":  # Pillow's mode I, a 16-bit picture
-        return array.astype(np.uint16)
-    return array.astype(np.float32)
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.min() < 0 or array.max() > 65535:
+        raise DataError(
+            f"{path} holds {array.dtype} values from {array.min()} to {array.max()}; store whole numbers from 0 to 65535, "
+            "or floating-point numbers in the sensor's unit."
+        )
+    return np.ascontiguousarray(array, dtype=np.uint16)  # also other byte orders, and types without an unsigned form
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:

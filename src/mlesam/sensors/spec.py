@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,10 +59,14 @@ class SensorSpec:
                 raise RequestError(
                     f"{name} has {count} values for {self.channels} channels; give one, or one per channel."
                 )
-        if min(self.std) <= 0:
-            raise RequestError(f"std is {list(self.std)}; every value must be above 0.")
-        if self.range[0] >= self.range[1]:
+        if not all(math.isfinite(v) for v in self.mean):
+            raise RequestError(f"mean is {list(self.mean)}; every value must be finite.")
+        if not all(math.isfinite(v) and v > 0 for v in self.std):
+            raise RequestError(f"std is {list(self.std)}; every value must be finite and above 0.")
+        if not self.range[0] < self.range[1]:
             raise RequestError(f"range is {list(self.range)}; the first value must be below the second.")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
+            raise RequestError(f"scale is {self.scale}; it must be finite and not 0.")
         if self.colormap is not None:
             lookup_table(self.colormap)
             if self.channels != 1:
@@ -183,7 +188,7 @@ def sensor_spec(modality: str, declared: Mapping[str, Any] | None = None) -> Sen
     """
     declared = dict(declared or {})
     like = declared.pop("like", modality)
-    if like not in BUILTIN and like != modality:
+    if not isinstance(like, str) or (like not in BUILTIN and like != modality):
         raise RequestError(f"sensors.{modality}.like is {like!r}{did_you_mean(like, BUILTIN)}")
     base = BUILTIN.get(like, SensorSpec())
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(SensorSpec)}

@@ -51,17 +51,17 @@ def train(
     Args:
         out: the run's directory. It must not hold a run yet, unless ``resume``.
         init: a run whose experts and router are the start.
-        resume: go on from the run's last checkpoint, with the recipe stored there.
+        resume: go on from the last checkpoint of the run in ``out``, whose stored recipe this must be.
         command: what is written into the run's record.
 
     Returns:
         The finished run.
     """
     report = report or Progress()
-    if resume:
-        recipe = Run.load(out).recipe
-    else:
+    if not resume:
         refuse_existing(out)
+    elif Run.load(out).recipe != recipe:
+        raise RequestError(f"{out} was started with another recipe; resume it with the one stored in it.")
     prepared = prepare(recipe)
     if resume and prepared.recipe != recipe:
         changed = [k for k, v in vars(prepared.recipe.data).items() if v != vars(recipe.data)[k]]

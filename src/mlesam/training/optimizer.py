@@ -20,7 +20,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
     """The rate for 0-based ``step``: linear from a tenth over the warm-up, then (1 - t) ** power, 0 at ``steps``."""
-    warmup = round(config.warmup * config.steps)
+    warmup = min(round(config.warmup * config.steps), config.steps - 1)
     if step < warmup:
         return config.lr * (0.1 + 0.9 * step / warmup)
-    return config.lr * (1 - (step - warmup) / max(1, config.steps - warmup)) ** config.power
+    return config.lr * max(0.0, 1 - (step - warmup) / max(1, config.steps - warmup)) ** config.power

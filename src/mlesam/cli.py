@@ -1,0 +1,285 @@
+"""The command line. Every command imports what it needs when it runs, so that ``--help`` answers at once.
+
+Exit status: 0 done, 1 the work failed, 2 the request was wrong. An error is one sentence on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mlesam import __version__
+from mlesam.errors import MlesamError, RequestError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; see `{self.prog} --help`.")
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
+        prog="mlesam",
+        description="Semantic segmentation from any set of aligned sensors, on one frozen SAM2.",
+        epilog="A dataset is named KIND:PATH, for example folder:data/mine. Each command has its own --help.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mlesam {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    made: dict[str, _Parser] = {}
+
+    def command(name: str, text: str, **options: Any) -> _Parser:
+        made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
+        made[name].add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        return made[name]
+
+    train = command(
+        "train",
+        "Train a segmenter and write a run.",
+        epilog="Any field of the recipe can be set with --section.key VALUE, for example --training.lr 3e-4.",
+    )
+    train.add_argument("recipe", nargs="?", type=Path, help="YAML file (default: the default recipe, model nano)")
+    train.add_argument("--data", metavar="DATASET", help="KIND:PATH, on top of the recipe")
+    train.add_argument("--out", type=Path, metavar="RUN", help="directory of the run (default: runs/NAME)")
+    train.add_argument("--steps", type=int, metavar="N", help="train for N steps")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    train.add_argument("--init", type=Path, metavar="RUN", help="start from a trained run with other classes")
+    train.add_argument("--dry-run", action="store_true", help="check data and model, take one step in memory, stop")
+
+    evaluate = command("evaluate", "Test a run with every subset of its sensors.")
+    evaluate.add_argument("run", type=Path, metavar="RUN")
+    evaluate.add_argument("--protocol", default="subsets", help="subsets (default)")
+    evaluate.add_argument("--data", metavar="DATASET", help="another dataset than the run's own")
+    evaluate.add_argument(
+        "--class-map", type=Path, metavar="FILE", help="YAML: class of that dataset: class of the run"
+    )
+    evaluate.add_argument("--split", help="default: test where it is labelled, else val")
+    evaluate.add_argument("--frames", type=int, metavar="N", help="only the first N frames")
+    evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the result here")
+
+    predict = command(
+        "predict",
+        "Segment a dataset, a folder or single files.",
+        epilog="Single files are named by sensor: --rgb a.png --depth a.png, any subset of the run's sensors.",
+    )
+    predict.add_argument("run", type=Path, metavar="RUN")
+    predict.add_argument(
+        "--input", metavar="DATASET_OR_FOLDER", help="KIND:PATH, or a folder with <modality>/<id>.<ext>"
+    )
+    predict.add_argument("--split", help="with --input: only this split")
+    predict.add_argument("--modalities", metavar="A,B", help="with --input: use only these sensors")
+    predict.add_argument("--out", type=Path, metavar="DIR", required=True)
+
+    doctor = command("doctor", "Check the installation, a dataset, a recipe, a run or a SAM2 checkpoint.")
+    doctor.add_argument("target", nargs="?", metavar="RECIPE|DATASET|RUN|CHECKPOINT")
+    return parser, made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except MlesamError as error:
+        if debug:
+            raise
+        print(f"mlesam: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("mlesam: stopped.", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if debug:
+            raise
+        print(f"mlesam: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.", file=sys.stderr)
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    parser, commands = _parser()
+    first = next((w for w in words if not w.startswith("-")), None)
+    if first is None:
+        if words and not {"--help", "-h", "--version"} & set(words):
+            parser.error(f"unknown option {words[0]}")
+        parser.parse_args(words or ["--help"])  # both options print and leave
+        return 0
+    if first not in commands:
+        raise RequestError(f"unknown command {first!r}{did_you_mean(first, commands)}")
+    options, rest = parser.parse_known_args(words)
+    run = {"train": _train, "evaluate": _evaluate, "predict": _predict, "doctor": _doctor}[first]
+    return run(options, rest, f"mlesam {shlex.join(words)}")
+
+
+def _pairs(rest: list[str], what: str) -> dict[str, str]:
+    """``--name VALUE`` and ``--name=VALUE`` words that argparse does not know, as a dict."""
+    pairs: dict[str, str] = {}
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise RequestError(f"unexpected argument {word!r}; {what}.")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words or (words[0].startswith("--") and len(words[0]) > 2):
+                raise RequestError(f"--{name} needs a value; {what}.")
+            value = words.pop(0)
+        if name in pairs:
+            raise RequestError(f"--{name} is given twice; give it once.")
+        pairs[name] = value
+    return pairs
+
+
+def _overrides(rest: list[str], command: str) -> dict[str, str]:
+    """Recipe fields set on the command line; what is neither a field nor an option gets the nearest one."""
+    pairs = _pairs(rest, "recipe fields are set with --section.key VALUE")
+    known = ("--data", "--out", "--steps", "--resume", "--init", "--dry-run", "--seed", "--name")
+    for name in pairs:
+        if "." not in name and name not in ("seed", "name"):
+            raise RequestError(f"unknown option --{name} for `mlesam {command}`{did_you_mean(f'--{name}', known)}")
+    return pairs
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _train(options: argparse.Namespace, rest: list[str], command: str) -> int:
+    overrides = _overrides(rest, "train")
+    if options.steps is not None:
+        overrides["training.steps"] = str(options.steps)
+    if options.data is not None:
+        overrides["data.dataset"] = options.data
+    if options.resume and (options.recipe or overrides or options.init):
+        raise RequestError("--resume goes on with the recipe stored in the run; give --out RUN --resume alone.")
+    if options.resume and options.out is None:
+        raise RequestError("--resume needs the run to go on with; give --out RUN.")
+    from mlesam.config import load_recipe
+    from mlesam.model.run import Run
+    from mlesam.training.loop import train
+    from mlesam.training.progress import Progress
+
+    report = Progress(_console())
+    recipe = Run.load(options.out).recipe if options.resume else load_recipe(options.recipe, overrides)
+    if options.dry_run:
+        from mlesam.training.dry_run import dry_run
+
+        return dry_run(recipe, options.init, report)
+    out = options.out or Path("runs") / recipe.name
+    run = train(recipe, out, init=options.init, resume=options.resume, command=command, report=report)
+    report.say(f"run written to {run.path}; next: mlesam evaluate {run.path}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str], command: str) -> int:
+    _nothing_left(rest, "evaluate")
+    from mlesam.evaluation.evaluate import evaluate, store
+    from mlesam.evaluation.show import table
+    from mlesam.model.run import Run
+
+    console = _console()
+    run = Run.load(options.run)
+    with _counting(console, "evaluating") as advance:
+        evaluation = evaluate(
+            run,
+            protocol=options.protocol,
+            data=options.data,
+            class_map=options.class_map,
+            split=options.split,
+            limit=options.frames,
+            advance=advance,
+        )
+    path = store(run, evaluation, options.out)
+    table(evaluation.metrics, console)
+    console.print(f"stored in {path}{f' and {options.out}' if options.out else ''}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _predict(options: argparse.Namespace, rest: list[str], command: str) -> int:
+    files = _pairs(rest, "name files by sensor, for example --rgb a.png")
+    if bool(files) == bool(options.input):
+        raise RequestError(
+            "give either --input DATASET_OR_FOLDER or files by sensor, for example --rgb a.png --depth a.png."
+        )
+    if files and (options.split or options.modalities):
+        raise RequestError("--split and --modalities go with --input; with single files, name just the files to use.")
+    from mlesam.data.dataset import Frame
+    from mlesam.inference.predict import find_frames, predict_frames
+    from mlesam.inference.segmenter import Segmenter
+
+    segmenter = Segmenter.load(options.run)
+    chosen = options.modalities.split(",") if options.modalities else None
+    for modality in [*files, *(chosen or ())]:
+        if modality not in segmenter.sensors:
+            raise RequestError(f"{options.run} has no sensor {modality!r}{did_you_mean(modality, segmenter.sensors)}")
+    if files:
+        paths = {m: Path(p) for m, p in files.items()}
+        frames = [Frame(next(iter(paths.values())).stem, paths)]
+    else:
+        frames = find_frames(options.input, options.split)
+    console = _console()
+    with _counting(console, "predicting") as advance:
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            advance(done, len(frames))
+
+        summary = predict_frames(segmenter, frames, options.out, modalities=chosen, run=str(options.run), advance=count)
+    for row in summary["frames"][:5]:
+        shares = ", ".join(f"{m} {w:.2f}" for m, w in row["weights"].items())
+        console.print(f"{row['id']}: trust {shares}", markup=False, highlight=False)
+    skipped = summary["skipped"]
+    if skipped:
+        text = f"{len(skipped)} of {len(frames)} frames have none of the sensors and were left out: {', '.join(skipped[:5])}"
+        console.print(text, markup=False, highlight=False)
+    console.print(f"{len(summary['frames'])} predictions in {options.out}", markup=False, highlight=False)
+    return 0
+
+
+def _doctor(options: argparse.Namespace, rest: list[str], command: str) -> int:
+    from mlesam.doctor import doctor
+
+    return doctor(options.target, _overrides(rest, "doctor"), _console())
+
+
+def _nothing_left(rest: list[str], command: str) -> None:
+    if rest:
+        raise RequestError(f"unknown option {rest[0]} for `mlesam {command}`; see `mlesam {command} --help`.")
+
+
+class _counting:
+    """A progress bar on a terminal, nothing elsewhere; calls back with (done, total)."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+    def __enter__(self):
+        self.bar.start()
+        task = self.bar.add_task("", total=None)
+        return lambda done, total: self.bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

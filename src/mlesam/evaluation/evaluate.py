@@ -1,0 +1,136 @@
+"""Evaluating a run: the data, the protocol, and the result stored inside the run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlesam.config import DataConfig, read_yaml
+from mlesam.data.dataset import Dataset, Frame, open_dataset
+from mlesam.data.loading import EvaluationFrames, batches, evaluation_loader
+from mlesam.data.reading import resolve_classes
+from mlesam.errors import DataError, RequestError, did_you_mean
+from mlesam.evaluation.protocols import Condition, evaluate_subsets, metrics
+from mlesam.model.checkpoints import replace_file
+from mlesam.model.run import Run
+from mlesam.sample import Classes
+
+PROTOCOLS = ("subsets",)
+FOLDER = "evaluation"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found: the content of ``metrics.json``, and each frame's confusion matrices behind it."""
+
+    metrics: dict[str, Any]
+    conditions: list[Condition]
+    frames: list[Frame]
+
+
+def evaluate(
+    run: Run,
+    *,
+    protocol: str = "subsets",
+    data: str | None = None,
+    class_map: Path | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Test a run's model under a protocol.
+
+    Args:
+        data: another dataset than the run's own, by name.
+        class_map: YAML file ``{class of that dataset: class of the run, or null to ignore it}``.
+        split: default as :meth:`Dataset.default_split`.
+        limit: only the first frames.
+        advance: called with frames done and frames in all.
+    """
+    if protocol not in PROTOCOLS:
+        raise RequestError(f"unknown protocol {protocol!r}{did_you_mean(protocol, PROTOCOLS)}")
+    if limit is not None and limit < 1:
+        raise RequestError(f"--frames is {limit}, but it must be at least 1.")
+    name = data or run.recipe.data.dataset or ""
+    own = data is None or data == run.recipe.data.dataset
+    dataset = open_dataset(name, replace(run.recipe.data, sensors={}) if own else DataConfig())
+    modalities = tuple(m for m in run.sensors if m in dataset.modalities)
+    if not modalities:
+        raise RequestError(
+            f"{name} has none of the run's sensors ({', '.join(run.sensors)}), only {', '.join(dataset.modalities)}."
+        )
+    split = split or dataset.default_split()
+    everything = dataset.frames(split)
+    frames = [f for f in everything if f.label is not None and set(f.files) & set(modalities)]
+    if not frames:
+        raise DataError(
+            f"split {split!r} of {name} has no labelled frame with one of {', '.join(modalities)}; nothing to score."
+        )
+    frames = frames[:limit]
+    classes = run.classes if own else _classes(dataset, run.classes, class_map)
+    model = run.load_model().to("cuda" if torch.cuda.is_available() else "cpu")
+    sensors = {m: run.sensors[m] for m in modalities}
+    loader = evaluation_loader(EvaluationFrames(frames, sensors, classes, run.recipe.data.resize))
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        advance(done, len(frames))
+
+    conditions = evaluate_subsets(model, batches(loader), modalities, frames, count)
+    result = metrics(
+        conditions,
+        frames,
+        dataset=name,
+        split=split,
+        modalities=modalities,
+        classes=run.classes.names,
+        protocol=protocol,
+        seed=run.recipe.seed,
+    )
+    return Evaluation(result, conditions, frames)
+
+
+def store(run: Run, evaluation: Evaluation, out: Path | None) -> Path:
+    """Write ``metrics.json`` inside the run, and to ``out`` as well. Returns the path inside the run."""
+    result = evaluation.metrics
+    own = result["dataset"] == run.recipe.data.dataset
+    other = "" if own else re.sub(r"[^A-Za-z0-9]+", "-", result["dataset"]).strip("-") + "-"
+    path = run.path / FOLDER / f"{result['protocol']}-{other}{result['split']}-{result['frames']}.json"
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, text)
+    if out is not None:
+        replace_file(out, text)
+    return path
+
+
+def _classes(dataset: Dataset, target: Classes, class_map: Path | None) -> Classes:
+    """How to read another dataset's labels as the run's classes."""
+    found, _ = resolve_classes(dataset, dataset.frames(dataset.default_split()))
+    if class_map is None:
+        if found.names != target.names:
+            raise RequestError(
+                f"{dataset.name} has the classes {', '.join(found.names[:6])}, not those of the run "
+                f"({', '.join(target.names[:6])}); say with --class-map FILE which becomes which."
+            )
+        return found
+    mapping = read_yaml(class_map)
+    for source, wanted in mapping.items():
+        if source not in found.names:
+            raise RequestError(
+                f"{class_map} maps {source!r}, which {dataset.name} does not have{did_you_mean(source, found.names)}"
+            )
+        if wanted is not None and wanted not in target.names:
+            raise RequestError(
+                f"{class_map} maps {source!r} to {wanted!r}, which the run does not have{did_you_mean(wanted, target.names)}"
+            )
+    # The ids are mapped after decoding, so that raw values, palettes and the ignored value keep their meaning.
+    ids = {i: target.names.index(mapping[n]) if mapping.get(n) is not None else None for i, n in enumerate(found.names)}
+    return replace(found, translate=tuple(ids[i] for i in range(len(found.names))))

@@ -1,0 +1,42 @@
+"""An evaluation as a table on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+MOST_TAGS = 4
+
+
+def table(metrics: dict[str, Any], console: Console) -> None:
+    """One row per condition: mIoU over all frames, and over the frames of each tag (the four most frequent)."""
+    tags = sorted(metrics["tags"], key=lambda t: -metrics["tags"][t]["frames"])[:MOST_TAGS]
+    title = (
+        f"{metrics['dataset']}, split {metrics['split']}, {metrics['frames']} frames, protocol {metrics['protocol']}"
+    )
+    view = Table(title=escape(title), title_justify="left")
+    view.add_column("sensors")
+    view.add_column("mIoU", justify="right")
+    view.add_column("pixel accuracy", justify="right")
+    view.add_column("frames", justify="right")
+    for tag in tags:
+        view.add_column(escape(f"mIoU {tag} ({metrics['tags'][tag]['frames']})"), justify="right")
+    for i, row in enumerate(metrics["results"]):
+        own = [_percent(metrics["tags"][tag]["results"][i]["miou"]) for tag in tags]
+        view.add_row(
+            escape(row["name"]), _percent(row["miou"]), _percent(row["pixel_accuracy"]), str(row["frames"]), *own
+        )
+    console.print(view)
+    summary = metrics["summary"]
+    console.print(
+        f"mean over subsets {_percent(summary['mean'])}, all sensors {_percent(summary['full'])}, "
+        f"worst subset {_percent(summary['worst'])} (mIoU in %)",
+        highlight=False,
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

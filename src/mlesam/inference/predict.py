@@ -1,0 +1,125 @@
+"""Predictions as files: class maps, overlays and one ``prediction.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mlesam.data.dataset import Frame, open_dataset
+from mlesam.data.folder import FolderDataset
+from mlesam.errors import DataError, RequestError
+from mlesam.inference.segmenter import Segmenter
+from mlesam.model.checkpoints import replace_file
+from mlesam.sensors.files import EXTENSIONS
+
+SUMMARY = "prediction.json"
+
+
+def find_frames(source: str, split: str | None = None) -> list[Frame]:
+    """The frames of a dataset (``folder:PATH``) or of a plain folder, labelled or not.
+
+    A folder holds ``<modality>/<id>.<ext>``, or the splits of a dataset; without ``split`` all of them are taken.
+    """
+    dataset = open_dataset(source) if source.partition(":")[0] == "folder" else _plain_folder(source)
+    assert isinstance(dataset, FolderDataset)
+    splits = dataset.splits()
+    if split is not None:
+        return dataset.frames(split)
+    if not splits:
+        return dataset.loose_frames()
+    frames = {frame.id: frame for name in splits for frame in dataset.all_frames(name) if frame.files}
+    return list(frames.values())
+
+
+def _plain_folder(source: str) -> FolderDataset:
+    from mlesam.config import DataConfig
+
+    root = Path(source)
+    if root.is_dir() and not any(p.is_dir() for p in root.iterdir()) and _holds_files(root):
+        raise RequestError(
+            f"{root} holds files but no sensor folders; put them into {root}/<modality>/, for example {root}/rgb/."
+        )
+    return FolderDataset(root, DataConfig())
+
+
+def _holds_files(root: Path) -> bool:
+    return any(p.suffix.lower() in EXTENSIONS for p in root.iterdir())
+
+
+def predict_frames(
+    segmenter: Segmenter,
+    frames: Iterable[Frame],
+    out: Path,
+    *,
+    modalities: Iterable[str] | None = None,
+    run: str = "",
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Segment frames and write ``labels/<id>.png`` (class ids), ``overlays/<id>.png`` and ``prediction.json``.
+
+    Args:
+        modalities: use only these sensors. None: all that a frame and the model have.
+
+    Returns:
+        The content of ``prediction.json``. Frames without any usable sensor are listed under ``skipped``.
+    """
+    if (out / SUMMARY).exists():
+        raise RequestError(f"{out} already holds a prediction; choose another --out.")
+    chosen = set(segmenter.sensors) if modalities is None else set(modalities)
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    for frame in frames:
+        inputs = {m: path for m, path in frame.files.items() if m in chosen}
+        if not inputs:
+            skipped.append(frame.id)
+            advance(1)
+            continue
+        prediction = segmenter(inputs)
+        name = f"{frame.id}.png"
+        _save_png(out / "labels" / name, Image.fromarray(_png_ids(prediction.labels)))
+        _save_png(out / "overlays" / name, prediction.overlay())
+        height, width = prediction.labels.shape
+        share = np.bincount(prediction.labels.ravel(), minlength=len(prediction.classes)) / prediction.labels.size
+        rows.append(
+            {
+                "id": frame.id,
+                "size": [width, height],
+                "present": list(prediction.weights),
+                "weights": {m: round(w, 6) for m, w in prediction.weights.items()},
+                "classes": {c: round(float(s), 6) for c, s in zip(prediction.classes, share, strict=True) if s > 0},
+                "labels": f"labels/{name}",
+                "overlay": f"overlays/{name}",
+            }
+        )
+        advance(1)
+    if not rows:
+        raise DataError(
+            f"none of the frames has a file of {', '.join(sorted(chosen))}, the sensors to use; "
+            "name the sensor folders after them."
+        )
+    summary = {
+        "run": run,
+        "classes": list(segmenter.classes.names),
+        "colors": [list(c) for c in segmenter.classes.colors],
+        "frames": rows,
+        "skipped": skipped,
+    }
+    replace_file(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _png_ids(labels: np.ndarray) -> np.ndarray:
+    """PNG has no signed numbers: beyond 256 classes ids are stored as 16-bit unsigned."""
+    return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
+
+
+def _save_png(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    image.save(temporary, format="PNG")
+    temporary.replace(path)

@@ -1,0 +1,141 @@
+"""The segmenter a user holds: any subset of sensors in, class map and each sensor's share out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mlesam.data.reading import check_sizes
+from mlesam.data.transforms import evaluation_sample
+from mlesam.errors import RequestError, did_you_mean
+from mlesam.model.mlesam import MLESAM
+from mlesam.model.run import Run
+from mlesam.sample import Batch, Classes, Prediction, Sample
+from mlesam.sensors.files import channels_last, read_array
+from mlesam.sensors.spec import SensorSpec, canonical_order
+
+
+class Segmenter:
+    """A trained model with everything its inputs need.
+
+    Example:
+        >>> segmenter = Segmenter.load("runs/street")
+        >>> prediction = segmenter({"rgb": "left.png", "depth": depth_array})
+        >>> prediction.overlay().save("out.png")
+    """
+
+    def __init__(
+        self,
+        model: MLESAM,
+        sensors: Mapping[str, SensorSpec],
+        classes: Classes,
+        resize: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.eval().to(self.device)
+        self.sensors = {m: sensors[m] for m in canonical_order(sensors)}
+        self.classes = classes
+        self.resize = resize
+
+    @staticmethod
+    def load(path: str | Path, device: torch.device | str | None = None) -> Segmenter:
+        """Load a run directory. RequestError where there is none."""
+        run = Run.load(path)
+        return Segmenter(run.load_model(), run.sensors, run.classes, run.recipe.data.resize, device)
+
+    @torch.inference_mode()
+    def __call__(self, inputs: Mapping[str, Any]) -> Prediction:
+        """Segment one scene.
+
+        Args:
+            inputs: ``{modality: path, PIL image, array or tensor}`` for any subset of the model's sensors; None stands
+                for an absent one. Whole numbers are taken as a file stores them. Floating-point values are in the
+                sensor's unit (an rgb array in 0..1); NaN says that nothing was measured. A tensor is ``(C, H, W)`` or
+                ``(H, W)``, an array ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)``.
+
+        Raises:
+            RequestError: no sensor, or one that the model does not have. DataError: unreadable input, or sensors of
+            different size.
+        """
+        given = {m: x for m, x in inputs.items() if x is not None}
+        for modality in given:
+            if modality not in self.sensors:
+                raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, self.sensors)}")
+        if not given:
+            raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.sensors)}.")
+        arrays = {m: _stored_numbers(given[m], m) for m in canonical_order(given)}
+        names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
+        images = {m: self.sensors[m].encode(a, names[m]) for m, a in arrays.items()}
+        check_sizes({names[m]: tuple(x.shape[-2:]) for m, x in images.items()})
+        sample = evaluation_sample(Sample(images), self.sensors, self.resize)
+        output = self.model(Batch.stack([sample]).to(self.device))
+        size = next(iter(images.values())).shape[-2:]
+        logits = output.logits
+        if tuple(logits.shape[-2:]) != tuple(size):
+            logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+        probabilities = logits[0].softmax(dim=0)
+        labels = probabilities.argmax(dim=0).cpu().numpy()
+        shares = output.shares[0].mean(dim=0)
+        modality = next(iter(arrays))
+        return Prediction(
+            labels=labels.astype(np.uint8 if len(self.classes.names) <= 256 else np.int16),
+            probabilities=probabilities.float().cpu().numpy(),
+            weights={m: float(shares[self.model.modalities.index(m)]) for m in arrays},
+            classes=self.classes.names,
+            colors=self.classes.colors,
+            background=picture(images[modality].numpy(), arrays[modality], self.sensors[modality]),
+        )
+
+
+def _stored_numbers(value: Any, name: str) -> np.ndarray:
+    """Any accepted input as ``(H, W)`` or ``(H, W, C)`` uint8, uint16 or float32."""
+    if isinstance(value, (str, Path)):
+        return read_array(value)
+    if isinstance(value, torch.Tensor):
+        array = value.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    else:
+        picture_like = hasattr(value, "mode") and hasattr(value, "getbands")
+        if picture_like and value.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
+            value = value.convert("RGB")
+        array = np.asarray(value)
+        array = channels_last(array) if array.ndim == 3 else array
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise RequestError(f"{name} has the shape {array.shape}; give (H, W), (H, W, C), or a tensor (C, H, W).")
+    if array.dtype in (np.uint8, np.uint16):
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 65535:
+        return array.astype(np.uint16)  # what a 16-bit file becomes in libraries without an unsigned type
+    raise RequestError(f"{name} holds {array.dtype} values; give uint8, uint16 or floating-point numbers.")
+
+
+def picture(values: np.ndarray, stored: np.ndarray, spec: SensorSpec) -> np.ndarray:
+    """A sensor as an ``(H, W, 3)`` uint8 picture to look at.
+
+    Args:
+        values: ``(C, H, W)`` as :meth:`SensorSpec.encode` returns it. stored: the numbers it came from.
+    """
+    if stored.dtype == np.uint8 and stored.ndim == 3 and stored.shape[2] in (3, 4):
+        return np.ascontiguousarray(stored[..., :3])
+    shown = values if len(values) == 3 else values[:1]
+    finite = np.isfinite(shown)
+    if spec.photometric == "color" and spec.normalize == "dataset":
+        low, high = spec.range
+    elif finite.any():
+        low, high = np.percentile(shown[finite], [1, 99])
+    else:
+        low, high = 0.0, 1.0
+    scaled = np.where(finite, (shown - low) / max(float(high - low), 1e-6), 0.0).clip(0, 1)
+    grey = np.moveaxis((scaled * 255).astype(np.uint8), 0, -1)
+    return np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else np.ascontiguousarray(grey)

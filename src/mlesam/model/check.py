@@ -1,0 +1,257 @@
+"""Checks of SAM2 weights by names, shapes and checksums. No model is built, so that the large one is checked as fast."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mlesam.config import PRESETS
+from mlesam.errors import DataError, did_you_mean
+from mlesam.findings import Findings
+from mlesam.model.checkpoints import load_pickle, read_meta_checkpoint, rename
+from mlesam.model.foundation import preset_config
+
+_VIDEO = "occlusion_spatial_embedding_parameter"  # what SAM 2.1 has and SAM 2.0 has not, in the names of `transformers`
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors of a checkpoint whose names begin alike, and whether a segmenter uses them."""
+
+    name: str
+    tensors: int
+    used: bool
+
+
+@dataclass
+class WeightsFindings(Findings):
+    """Findings about weights, and what they turned out to be: lines of (what, value), and groups of tensors."""
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+
+
+def check_foundation(name: str, revision: str | None = None) -> WeightsFindings:
+    """Check what ``model.foundation`` names: a preset, a Hub id, a ``transformers`` folder or a ``.pt`` file."""
+    findings = WeightsFindings()
+    if name in PRESETS:
+        findings.facts.append(("foundation", f"{name}, random weights drawn from the seed"))
+    elif name.endswith((".pt", ".pth")) or Path(name).is_dir():
+        return check_checkpoint(Path(name))
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        folder = cached_folder(name, revision)
+        if folder is not None:
+            return check_checkpoint(folder)
+        findings.facts.append(("foundation", f"{name}, from the Hub"))
+        findings.note("foundation", f"{name} is not in the Hub's cache on this machine and has to be downloaded first")
+    else:
+        findings.fault(
+            "foundation",
+            f"model.foundation {name!r} is no preset, Hub id (owner/name), transformers folder or .pt file"
+            f"{did_you_mean(name, PRESETS)}",
+        )
+    return findings
+
+
+def cached_folder(name: str, revision: str | None = None) -> Path | None:
+    """Where the Hub's cache on this machine keeps a model, without asking the network."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def check_checkpoint(path: Path) -> WeightsFindings:
+    """Check one of Meta's ``.pt`` files or a ``transformers`` folder (or the ``.safetensors`` file in it)."""
+    findings = WeightsFindings()
+    if path.is_dir() or path.suffix == ".safetensors":
+        _check_folder(path if path.is_dir() else path.parent, findings)
+    elif path.is_file():
+        _check_pickle(path, findings)
+    else:
+        findings.fault("foundation", f"there is no checkpoint {path}; give the path of a SAM2 .pt file or folder.")
+    return findings
+
+
+def _check_pickle(path: Path, findings: WeightsFindings) -> None:
+    findings.facts += _file_facts(path)
+    try:
+        state = load_pickle(path)
+    except DataError as error:
+        findings.fault("unreadable files", str(error))
+        return
+    if zipfile.is_zipfile(path):  # torch does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            findings.fault(
+                "damaged files", f"{path}: the checksum of {bad} is wrong; download the original file again."
+            )
+    _check_finite(state, findings)
+    try:
+        layout = read_meta_checkpoint(path)
+    except DataError as error:
+        findings.groups = _groups(state, {})
+        findings.fault("foreign files", str(error))
+        return
+    findings.facts += [
+        ("layout", f"Meta's, SAM {layout.version}, size {layout.size}"),
+        ("numbers", _number_types(state)),
+        ("tensors", f"{len(state)}: {layout.used} used, {len(layout.ignored)} ignored"),
+    ]
+    findings.groups = _groups(state, dict.fromkeys(layout.ignored, False))
+    own = {rename(name): name for name in state}
+    expected = _expected(layout.size)
+    for name, shape in expected.items():
+        if name in layout.tensors and tuple(layout.tensors[name].shape) != shape:
+            found = tuple(layout.tensors[name].shape)
+            findings.fault("tensors of another shape", f"{own.get(name, name)} has the shape {found}, not {shape}.")
+        elif name not in layout.tensors:
+            findings.fault("missing tensors", f"{name} is missing (its name in transformers).")
+    for name in layout.tensors:
+        if name not in expected and "positional_embedding" not in name:  # one of two names of the same matrix
+            findings.fault("unknown tensors", f"{own.get(name, name)} belongs to no SAM2; use the original file.")
+
+
+def _check_folder(folder: Path, findings: WeightsFindings) -> None:
+    config = _config(folder, findings)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        findings.fault(
+            "missing files", f"{folder} holds no .safetensors file; pickled weights (.bin) are refused, convert them."
+        )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        findings.facts += _file_facts(file)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                    shapes[name] = tuple(opened.get_slice(name).get_shape())
+                    _check_finite({name: opened.get_tensor(name)}, findings)
+        except (SafetensorError, OSError) as error:
+            findings.fault("unreadable files", f"{file} cannot be read ({error}); download it again.")
+    if config is None or not shapes or findings.found_faults:
+        return
+    try:
+        expected, report = _load_on_meta(folder)
+    except Exception as error:  # `transformers` raises many kinds of errors on configurations it cannot build
+        reason = " ".join(str(error).split())[:300]
+        findings.fault("foreign files", f"{folder} is no SAM2 that transformers can load ({reason}).")
+        return
+    unused = {name: False for name in shapes if name not in expected}
+    findings.facts += [
+        ("layout", f"transformers, {_version(shapes)}, size {_size(config)}"),
+        ("tensors", f"{len(shapes)}: {len(shapes) - len(unused)} used, {len(unused)} ignored"),
+    ]
+    findings.groups = _groups(shapes, unused)
+    for name in sorted(report["missing_keys"]):
+        findings.fault("missing tensors", f"{name} is missing.")
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        findings.fault("tensors of another shape", f"{name} has the shape {tuple(found)}, not {tuple(wanted)}.")
+    for name in sorted(report["unexpected_keys"]):
+        findings.note("unknown tensors", f"{name} belongs to no SAM2 and is ignored")
+
+
+def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        findings.fault("missing files", f"{folder} holds no config.json; a transformers folder needs one.")
+        return None
+    except (OSError, ValueError) as error:
+        findings.fault("unreadable files", f"{folder / 'config.json'} is not valid JSON ({error}); download it again.")
+        return None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in ("sam2", "sam2_video"):
+        findings.fault("foreign files", f"{folder / 'config.json'} describes a {kind!r} model, not sam2 or sam2_video.")
+        return None
+    return config
+
+
+def _load_on_meta(folder: Path) -> tuple[set[str], dict[str, Any]]:
+    """The names a ``Sam2Model`` needs, and what ``transformers`` says about loading them, without reading numbers."""
+    from transformers import Sam2Model
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = Sam2Model.from_pretrained(
+            str(folder),
+            device_map="meta",
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that all of them are reported
+            local_files_only=True,
+        )
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    model, report = loaded
+    return set(model.state_dict()), report
+
+
+def _expected(size: str) -> dict[str, tuple[int, ...]]:
+    from transformers import Sam2Model
+
+    with torch.device("meta"):
+        return {name: tuple(t.shape) for name, t in Sam2Model(preset_config(size)).state_dict().items()}
+
+
+def _size(config: Mapping[str, Any]) -> str:
+    trunk = config.get("vision_config", {}).get("backbone_config", {})
+    width, blocks = trunk.get("hidden_size"), trunk.get("blocks_per_stage")
+    for name in PRESETS:
+        known: Any = preset_config(name).vision_config.backbone_config  # type: ignore[union-attr]
+        if (known.hidden_size, list(known.blocks_per_stage)) == (width, blocks):
+            return name
+    return f"of its own (width {width}, blocks {blocks})"
+
+
+def _version(names: Mapping[str, object]) -> str:
+    if not any(name.startswith("memory_attention.") for name in names):
+        return "SAM 2.0 or 2.1 (an image model does not tell)"
+    return f"SAM {'2.1' if _VIDEO in names else '2.0'}"
+
+
+def _groups(names: Mapping[str, object], used: Mapping[str, bool]) -> list[Group]:
+    """Tensors by the first part of their names, by the first two within the image encoder."""
+    counts: Counter[tuple[str, bool]] = Counter()
+    for name in names:
+        parts = name.split(".")
+        depth = 2 if parts[0] in ("image_encoder", "vision_encoder") else 1
+        counts[".".join(parts[:depth]), used.get(name, True)] += 1
+    return [Group(name, n, kept) for (name, kept), n in sorted(counts.items(), key=lambda c: (not c[0][1], c[0][0]))]
+
+
+def _number_types(state: Mapping[str, Tensor]) -> str:
+    counts = Counter(str(t.dtype).removeprefix("torch.") for t in state.values())
+    return ", ".join(f"{name}" if len(counts) == 1 else f"{name} ({n})" for name, n in counts.most_common())
+
+
+def _check_finite(state: Mapping[str, Tensor], findings: Findings) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            findings.fault("tensors that are not finite", f"{name} holds NaN or infinity; download the file again.")
+
+
+def _file_facts(path: Path) -> list[tuple[str, str]]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return [("file", f"{path.name}, {path.stat().st_size / 2**20:,.1f} MiB"), ("sha256", digest)]

@@ -1,0 +1,184 @@
+"""The frozen SAM2: our loop over the blocks against the one in `transformers`."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import Sam2Model
+
+from mlesam.errors import RequestError
+from mlesam.model.experts import Expert, Segment
+from mlesam.model.foundation import Foundation, load_foundation, preset_config
+
+SIZES = {"square": (64, 64), "wide": (64, 160), "tall": (192, 96), "smallest": (32, 32)}
+
+
+def random_sam2(preset: str = "nano", seed: int = 0) -> Sam2Model:
+    """A SAM2 in which every tensor is random.
+
+    `transformers` starts positions and biases at zero and norms at one, where a forgotten tensor would not be seen.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sam2 = Sam2Model(preset_config(preset)).eval().requires_grad_(False)
+        for parameter in sam2.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+        sam2.vision_encoder.backbone.pos_embed.add_(torch.randn_like(sam2.vision_encoder.backbone.pos_embed))
+    return sam2
+
+
+def experts_for(foundation: Foundation, *modalities: str, rank: int = 4, fresh: bool = False) -> nn.ModuleDict:
+    """Experts for a trunk, with a random B unless they are to be fresh."""
+    torch.manual_seed(1)
+    widths = [(b.dim, b.dim_out) for b in foundation.trunk.blocks]
+    experts = nn.ModuleDict({m: Expert(widths, rank, scale=0.7) for m in modalities})
+    if not fresh:
+        for name, parameter in experts.named_parameters():
+            if name.endswith(".b"):
+                nn.init.normal_(parameter, std=0.1)
+    return experts.requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", params=["nano", "tiny"])
+def sam2(request: pytest.FixtureRequest) -> Sam2Model:
+    return random_sam2(request.param)
+
+
+@pytest.fixture(scope="session")
+def nano() -> Sam2Model:
+    return random_sam2("nano")
+
+
+# ---------------------------------------------------------------- zero start
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
+def test_fresh_experts_leave_the_trunk_bit_for_bit_as_it_was(sam2: Sam2Model, size: tuple[int, int]) -> None:
+    foundation = Foundation(sam2, "random")
+    images = torch.randn(3, 3, *size)
+    experts = experts_for(foundation, "rgb", "depth", fresh=True)
+    ours = foundation.stages(images, experts, (Segment("rgb", 0, 2), Segment("depth", 2, 3)))
+    theirs = sam2.vision_encoder.backbone(images).intermediate_hidden_states
+    assert foundation.trunk.pos_embed.abs().max() > 0.5, "the positions must not be zero, or nobody would miss them"
+    assert len(ours) == len(theirs) == 4
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
+def test_the_pyramid_is_that_of_transformers(sam2: Sam2Model, size: tuple[int, int]) -> None:
+    images = torch.randn(2, 3, *size)
+    ours = Foundation(sam2, "random")(images)
+    theirs = sam2.vision_encoder(images).fpn_hidden_states
+    assert [tuple(m.shape[-2:]) for m in ours] == [(size[0] // s, size[1] // s) for s in (4, 8, 16)]
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=0)
+
+
+# ---------------------------------------------------------------- trained experts
+
+
+def merged(sam2: Sam2Model, expert: Expert) -> nn.Module:
+    """The trunk of `transformers` with an expert's B A written into query and value of its fused projection."""
+    backbone = copy.deepcopy(sam2.vision_encoder.backbone)
+    for index, block in enumerate(backbone.blocks):
+        width = block.dim_out
+        query, value = expert.query[index], expert.value[index]
+        block.attn.qkv.weight[:width] += 0.7 * query.b @ query.a
+        block.attn.qkv.weight[2 * width :] += 0.7 * value.b @ value.a
+    return backbone
+
+
+@pytest.mark.parametrize("size", [(96, 160)])
+def test_an_expert_acts_like_weights_merged_into_query_and_value_and_only_on_its_own_rows(
+    sam2: Sam2Model, size: tuple[int, int]
+) -> None:
+    foundation = Foundation(sam2, "random")
+    experts = experts_for(foundation, "rgb", "depth")
+    images = torch.randn(3, 3, *size)
+    ours = foundation.stages(images, experts, (Segment("rgb", 0, 2), Segment("depth", 2, 3)))
+    frozen = sam2.vision_encoder.backbone(images).intermediate_hidden_states
+    for modality, rows in (("rgb", slice(0, 2)), ("depth", slice(2, 3))):
+        theirs = merged(sam2, experts[modality])(images[rows]).intermediate_hidden_states
+        for mine, other, start in zip(ours, theirs, frozen, strict=True):
+            torch.testing.assert_close(mine[rows], other, atol=1e-4, rtol=1e-4)
+            assert (mine[rows] - start[rows]).abs().max() > 0.01, "the expert must change something"
+
+
+def test_a_sensor_without_a_trained_expert_is_untouched_by_its_neighbours(nano: Sam2Model) -> None:
+    foundation = Foundation(nano, "random")
+    experts = experts_for(foundation, "rgb", "depth")
+    for name, parameter in experts.named_parameters():
+        if name.startswith("rgb.") and name.endswith(".b"):
+            parameter.zero_()
+    images = torch.randn(3, 3, 96, 64)
+    ours = foundation.stages(images, experts, (Segment("rgb", 0, 2), Segment("depth", 2, 3)))
+    theirs = nano.vision_encoder.backbone(images).intermediate_hidden_states
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine[:2], other[:2])
+        assert not torch.equal(mine[2:], other[2:])
+
+
+# ---------------------------------------------------------------- presets and names
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "tensors"),
+    [
+        ("tiny", 26_849_472, 154),
+        ("small", 33_947_328, 202),
+        ("base_plus", 68_675_712, 298),
+        ("large", 212_149_296, 586),
+    ],
+)
+def test_each_preset_has_the_trunk_that_meta_published(preset: str, parameters: int, tensors: int) -> None:
+    with torch.device("meta"):
+        trunk = Sam2Model(preset_config(preset)).vision_encoder.backbone
+    assert sum(p.numel() for p in trunk.parameters()) == parameters
+    assert len(trunk.state_dict()) == tensors
+
+
+def test_nano_is_small() -> None:
+    with torch.device("meta"):
+        sam2 = Sam2Model(preset_config("nano"))
+    assert sum(p.numel() for p in sam2.vision_encoder.parameters()) < 4_000_000
+
+
+def test_the_foundation_is_frozen_from_the_start() -> None:
+    foundation = load_foundation("nano").foundation
+    assert list(foundation.parameters())
+    assert not any(p.requires_grad for p in foundation.parameters())
+
+
+def test_a_preset_is_drawn_from_its_seed_and_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (load_foundation("nano", seed=s).foundation for s in (3, 3, 4))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert first.sha256 == again.sha256 != other.sha256
+    assert "nano" in first.source
+
+
+@pytest.mark.parametrize("name", ["trunk.blocks.5.attn.qkv.weight", "neck.convs.0.bias", "no_mask", "position"])
+def test_the_hash_of_a_foundation_notices_a_single_changed_number(nano: Sam2Model, name: str) -> None:
+    foundation = Foundation(nano, "random")
+    before = foundation.sha256
+    tensor = foundation.state_dict()[name].flatten()
+    kept = tensor[0].clone()
+    tensor[0] += 1
+    assert foundation.sha256 != before
+    tensor[0] = kept
+    assert foundation.sha256 == before
+
+
+@pytest.mark.parametrize(("name", "says"), [("tinny", "did you mean 'tiny'"), ("/no/such/folder", "no preset")])
+def test_an_unknown_foundation_is_refused_with_what_is_known(name: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        load_foundation(name)
