@@ -140,7 +140,12 @@ def test_a_colour_map_gives_one_channel_and_no_other_number() -> None:
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), "f4")],
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.uint16),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((4, 4, 3), "f4"),
+    ],
     ids=["grey", "16-bit", "two channels", "float"],
 )
 def test_a_file_that_is_no_colour_picture_is_refused(array: np.ndarray) -> None:

@@ -87,7 +87,9 @@ def test_every_builtin_sensor_survives_a_recipe(tmp_path: Path) -> None:
 @given(
     name=st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=12),
     lr=st.floats(1e-12, 1e3, exclude_min=True),
-    classes=st.lists(st.text("abN0:-[]{}#&*!|>'\"%@` ,~ö", min_size=1, max_size=8), min_size=2, max_size=4, unique=True),
+    classes=st.lists(
+        st.text("abN0:-[]{}#&*!|>'\"%@` ,~ö", min_size=1, max_size=8), min_size=2, max_size=4, unique=True
+    ),
 )
 def test_any_names_and_rates_survive_being_written_and_read(
     name: str, lr: float, classes: list[str], tmp_path: Path

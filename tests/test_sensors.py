@@ -143,7 +143,7 @@ def test_a_hole_looks_like_an_average_measurement() -> None:
     stored = np.array([[0, 128]], dtype=np.uint8)
     normalized = spec.normalized(spec.encode(stored))
     assert normalized[0, 0, 0] == 0
-    assert normalized[0, 0, 1] == pytest.approx((128 / 255 - 0.5) / 0.25, rel=1e-5)
+    assert float(normalized[0, 0, 1]) == pytest.approx((128 / 255 - 0.5) / 0.25, abs=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "top"), [("uint8", 255), ("uint16", 65535)])
@@ -238,7 +238,8 @@ def test_a_monochrome_camera_stands_in_for_a_colour_camera() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"), [("rgb", 2), ("rgb", 5), ("depth", 2), ("thermal", 3), ("lidar", 1), ("event", 3), ("aolp", 1)]
+    ("name", "channels"),
+    [("rgb", 2), ("rgb", 5), ("depth", 2), ("thermal", 3), ("lidar", 1), ("event", 3), ("aolp", 1)],
 )
 def test_a_wrong_number_of_channels_is_refused_by_name(name: str, channels: int) -> None:
     expected = f"a.png has {channels} channels, but its sensor has {BUILTIN[name].channels}"

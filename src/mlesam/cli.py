@@ -118,33 +118,39 @@ def _run(words: list[str]) -> int:
         return 0
     if first not in commands:
         raise RequestError(f"unknown command {first!r}{did_you_mean(first, commands)}")
-    options, rest = parser.parse_known_args(words)
+    known, others = _split(words, {*parser._option_string_actions, *commands[first]._option_string_actions})
+    options = parser.parse_args(known)
     run = {"train": _train, "evaluate": _evaluate, "predict": _predict, "doctor": _doctor}[first]
-    return run(options, rest, f"mlesam {shlex.join(words)}")
+    return run(options, others, f"mlesam {shlex.join(words)}")
 
 
-def _pairs(rest: list[str], what: str) -> dict[str, str]:
-    """``--name VALUE`` and ``--name=VALUE`` words that argparse does not know, as a dict."""
-    pairs: dict[str, str] = {}
-    words = list(rest)
+def _split(words: list[str], options: set[str]) -> tuple[list[str], dict[str, str]]:
+    """Words for argparse, and the ``--name VALUE`` or ``--name=VALUE`` pairs that it does not know.
+
+    argparse alone would take the value of an unknown option for a positional argument.
+    """
+    known: list[str] = []
+    others: dict[str, str] = {}
+    words = list(words)
     while words:
         word = words.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise RequestError(f"unexpected argument {word!r}; {what}.")
-        name, equals, value = word[2:].partition("=")
+        name, equals, value = word.partition("=")
+        if not word.startswith("--") or word == "--" or name in options:
+            known.append(word)
+            continue
+        name = name[2:]
         if not equals:
-            if not words or (words[0].startswith("--") and len(words[0]) > 2):
-                raise RequestError(f"--{name} needs a value; {what}.")
+            if not words or words[0].startswith("--"):
+                raise RequestError(f"--{name} is no option of this command, or needs a value; see --help.")
             value = words.pop(0)
-        if name in pairs:
+        if name in others:
             raise RequestError(f"--{name} is given twice; give it once.")
-        pairs[name] = value
-    return pairs
+        others[name] = value
+    return known, others
 
 
-def _overrides(rest: list[str], command: str) -> dict[str, str]:
+def _overrides(pairs: dict[str, str], command: str) -> dict[str, str]:
     """Recipe fields set on the command line; what is neither a field nor an option gets the nearest one."""
-    pairs = _pairs(rest, "recipe fields are set with --section.key VALUE")
     known = ("--data", "--out", "--steps", "--resume", "--init", "--dry-run", "--seed", "--name")
     for name in pairs:
         if "." not in name and name not in ("seed", "name"):
@@ -158,8 +164,8 @@ def _console() -> Console:
     return Console()
 
 
-def _train(options: argparse.Namespace, rest: list[str], command: str) -> int:
-    overrides = _overrides(rest, "train")
+def _train(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    overrides = _overrides(others, "train")
     if options.steps is not None:
         overrides["training.steps"] = str(options.steps)
     if options.data is not None:
@@ -185,8 +191,8 @@ def _train(options: argparse.Namespace, rest: list[str], command: str) -> int:
     return 0
 
 
-def _evaluate(options: argparse.Namespace, rest: list[str], command: str) -> int:
-    _nothing_left(rest, "evaluate")
+def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    _nothing_left(others, "evaluate")
     from mlesam.evaluation.evaluate import evaluate, store
     from mlesam.evaluation.show import table
     from mlesam.model.run import Run
@@ -209,8 +215,8 @@ def _evaluate(options: argparse.Namespace, rest: list[str], command: str) -> int
     return 0
 
 
-def _predict(options: argparse.Namespace, rest: list[str], command: str) -> int:
-    files = _pairs(rest, "name files by sensor, for example --rgb a.png")
+def _predict(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    files = others
     if bool(files) == bool(options.input):
         raise RequestError(
             "give either --input DATASET_OR_FOLDER or files by sensor, for example --rgb a.png --depth a.png."
@@ -252,15 +258,17 @@ def _predict(options: argparse.Namespace, rest: list[str], command: str) -> int:
     return 0
 
 
-def _doctor(options: argparse.Namespace, rest: list[str], command: str) -> int:
+def _doctor(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
     from mlesam.doctor import doctor
 
-    return doctor(options.target, _overrides(rest, "doctor"), _console())
+    return doctor(options.target, _overrides(others, "doctor"), _console())
 
 
-def _nothing_left(rest: list[str], command: str) -> None:
-    if rest:
-        raise RequestError(f"unknown option {rest[0]} for `mlesam {command}`; see `mlesam {command} --help`.")
+def _nothing_left(others: dict[str, str], command: str) -> None:
+    if others:
+        raise RequestError(
+            f"unknown option --{next(iter(others))} for `mlesam {command}`; see `mlesam {command} --help`."
+        )
 
 
 class _counting:

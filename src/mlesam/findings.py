@@ -10,10 +10,16 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence. ``kind`` is a plural, such as "unreadable files", under which many of a kind are counted."""
+    """One sentence.
+
+    Attributes:
+        kind: a plural, such as "unreadable files", under which many of a kind are counted.
+        subject: the file that the sentence begins with, where it does.
+    """
 
     kind: str
     text: str
+    subject: str = ""
 
 
 @dataclass
@@ -23,9 +29,9 @@ class Findings:
     found_faults: list[Finding] = field(default_factory=list)
     found_notes: list[Finding] = field(default_factory=list)
 
-    def fault(self, kind: str, text: str) -> None:
+    def fault(self, kind: str, text: str, subject: str = "") -> None:
         """Something that makes a training or evaluation fail, or its numbers wrong."""
-        self.found_faults.append(Finding(kind, text))
+        self.found_faults.append(Finding(kind, text, subject))
 
     def note(self, kind: str, text: str) -> None:
         """Something that may well be meant."""
@@ -54,15 +60,23 @@ class Findings:
 
 
 def shown(findings: list[Finding]) -> list[str]:
-    """The lines to print: one kind after the other, at most ``SHOWN`` of each and the count of the rest."""
-    kinds: dict[str, list[str]] = {}
+    """The lines to print: one kind after the other, at most ``SHOWN`` of each and the count of the rest.
+
+    What was said of a file is not said again in full of the next one.
+    """
+    kinds: dict[str, list[Finding]] = {}
     for finding in findings:
-        kinds.setdefault(finding.kind, []).append(finding.text)
+        kinds.setdefault(finding.kind, []).append(finding)
     lines = []
-    for kind, texts in kinds.items():
-        lines += texts[:SHOWN]
-        if len(texts) > SHOWN:
-            lines.append(f"... and {len(texts) - SHOWN:,} more {kind}")
+    for kind, members in kinds.items():
+        said: set[str] = set()
+        for finding in members[:SHOWN]:
+            predicate = finding.text.removeprefix(finding.subject)
+            repeated = finding.subject and predicate in said
+            lines.append(f"{finding.subject}: the same" if repeated else finding.text)
+            said.add(predicate)
+        if len(members) > SHOWN:
+            lines.append(f"... and {len(members) - SHOWN:,} more {kind}")
     return lines
 
 

@@ -131,6 +131,8 @@ def _lacking(requirement) -> str | None:
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
+        if requirement.name.startswith("opencv") and importlib.util.find_spec("cv2") is not None:
+            return None  # one of the other builds of OpenCV serves as well
         return "it is not installed"
     return None if requirement.specifier.contains(version, prereleases=True) else f"{version} is installed"
 

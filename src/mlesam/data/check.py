@@ -27,7 +27,8 @@ class Summary:
         frames, labels: number by split. sensors: frames that have it, by modality and split.
         sizes: (height, width) and kinds: (number type, channels) with their number of files, by modality; the sizes of
             labels stand under ``labels``.
-        classes: names by id. pixels: by split, scored pixels of each class.
+        label_values: stored values of the labels that hold ids. classes: names by id. pixels: by split, scored pixels of
+            each class.
     """
 
     frames: dict[str, int] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Summary:
     sensors: dict[str, dict[str, int]] = field(default_factory=dict)
     sizes: dict[str, Counter[tuple[int, int]]] = field(default_factory=dict)
     kinds: dict[str, Counter[tuple[str, int]]] = field(default_factory=dict)
+    label_values: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
     pixels: dict[str, dict[int, int]] = field(default_factory=dict)
 
@@ -80,8 +82,8 @@ def check_dataset(
         return str(text) if root is None else str(text).replace(f"{root}/", "")
 
     for fact in facts:
-        for text in fact.unreadable:
-            findings.fault("unreadable files", short(text))
+        for path, text in fact.unreadable:
+            findings.fault("unreadable files", short(text), short(path))
     _check_sizes(facts, short, findings)
     for modality, spec in specs.items():
         check_values(modality, spec, dataset.sensor(modality), facts, short, findings)
@@ -108,13 +110,13 @@ def _chosen(dataset: Dataset, wanted: Sequence[str] | None, findings: Findings) 
 
 def _specs(dataset: Dataset, modalities: Sequence[str], findings: Findings) -> dict[str, SensorSpec]:
     specs = {}
-    for modality in modalities:
+    for modality in canonical_order({*modalities, *dataset.declared.sensors}):
         try:
             specs[modality] = sensor_spec(modality, dataset.sensor(modality))
         except MlesamError as error:
             findings.fault("wrong sensor specs", str(error))
             specs[modality] = sensor_spec(modality)
-    return specs
+    return {m: specs[m] for m in modalities}
 
 
 def _check_labelled(split: str, frames: list[Frame], findings: Findings) -> None:
@@ -180,4 +182,6 @@ def _summarize(
         summary.sensors[modality] = {s: sum(modality in f.files for f in members) for s, members in frames.items()}
         summary.sizes[modality] = Counter(f.size for f in files)
         summary.kinds[modality] = Counter((f.dtype, f.channels) for f in files)
-    summary.sizes["labels"] = Counter(f.label.size for f in facts if f.label is not None)
+    labels = [f.label for f in facts if f.label is not None]
+    summary.sizes["labels"] = Counter(label.size for label in labels)
+    summary.label_values = tuple(sorted({v for label in labels if not label.colored for v in label.values}))

@@ -54,13 +54,13 @@ class LabelFile:
 
 @dataclass
 class FrameFacts:
-    """One frame's files as they were found; ``unreadable`` has a sentence for each that could not be decoded."""
+    """One frame's files as they were found; ``unreadable`` says why for each that could not be decoded."""
 
     split: str
     frame: Frame
     sensors: dict[str, SensorFile] = field(default_factory=dict)
     label: LabelFile | None = None
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def sensor_file(path: Path, spec: SensorSpec) -> SensorFile:
@@ -134,10 +134,10 @@ def _frame_facts(
             try:
                 facts.sensors[modality] = sensor_file(path, specs[modality])
             except MlesamError as error:
-                facts.unreadable.append(str(error))
+                facts.unreadable.append((path, str(error)))
     if frame.label is not None:
         try:
             facts.label = label_file(frame.label, colors)
         except MlesamError as error:
-            facts.unreadable.append(str(error))
+            facts.unreadable.append((frame.label, str(error)))
     return facts

@@ -121,6 +121,7 @@ def _ids(declared: DataConfig, names: Sequence[str], label: LabelFile, name: str
             findings.fault(
                 "labels with unknown colours",
                 f"{name} holds the {what} {named([str(c) for c in strange])}, which no class has.",
+                name,
             )
         return {codes[v]: n for v, n in label.values.items() if v in codes}
     mapped, label_map, ignore = _mapped(declared, label), declared.label_map or {}, _ignore(declared)
@@ -131,6 +132,7 @@ def _ids(declared: DataConfig, names: Sequence[str], label: LabelFile, name: str
             "labels out of range",
             f"{name} holds the {what} {named([str(v) for v in wrong])}, but the classes are 0 to {len(names) - 1} and {ignore} "
             "is ignored; correct it, or map it with label_map.",
+            name,
         )
     return {i: n for i, n in mapped.items() if i != ignore and 0 <= i < len(names)}
 

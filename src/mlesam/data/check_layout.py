@@ -6,6 +6,7 @@ The reading code stops at the first fault. This one goes on, so that all of them
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from mlesam.data.dataset import Dataset, Frame
@@ -34,8 +35,11 @@ def survey(dataset: Dataset, findings: Findings) -> dict[str, list[Frame]]:
                 frames[split] = dataset.frames(split)
             except MlesamError as error:
                 findings.fault("splits that cannot be listed", str(error))
-    known = [split for split in ORDER if split in frames]
-    return {split: frames[split] for split in [*known, *(s for s in frames if s not in known)]}
+    return {split: frames[split] for split in _ordered(frames)}
+
+
+def _ordered(splits: Iterable[str]) -> list[str]:
+    return sorted(splits, key=lambda s: (ORDER.index(s) if s in ORDER else len(ORDER), s))
 
 
 def _survey_folder(dataset: FolderDataset, findings: Findings) -> dict[str, list[Frame]]:
@@ -175,17 +179,19 @@ def _check_strays(root: Path, folders: tuple[str, ...], splits: tuple[str, ...],
 
 
 def _orphan(label: Path, findings: Findings) -> None:
-    findings.fault("labels without a sensor", f"{label} has no sensor's file; add one or take the label away.")
+    text = f"{label} has no sensor's file; add one or take the label away."
+    findings.fault("labels without a sensor", text, str(label))
 
 
 def _check_tags(tags: dict[str, set[str]], frames: dict[str, list[Frame]], findings: Findings) -> None:
     known = {frame.id for members in frames.values() for frame in members}
     for tag, ids in tags.items():
-        counts = {split: sum(tag in f.tags for f in members) for split, members in frames.items()}
+        counts = {split: sum(tag in f.tags for f in frames[split]) for split in _ordered(frames)}
         where = ", ".join(f"{split} {n}" for split, n in counts.items() if n)
         findings.note("tags", f"tag {tag!r}: {counted(sum(counts.values()), 'frame')}{f' ({where})' if where else ''}")
         unknown = sorted(ids - known)
         if unknown:
             findings.note(
-                "unknown tagged ids", f"tags/{tag}.txt names {len(unknown)} ids that no split has: {named(unknown)}"
+                "unknown tagged ids",
+                f"tags/{tag}.txt names {counted(len(unknown), 'id')} that no split has: {named(unknown)}",
             )

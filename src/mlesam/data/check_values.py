@@ -68,7 +68,7 @@ def _check_encoding(
         try:
             spec.encode(pixel[None, None].astype(f.held.dtype), f.name)
         except DataError as error:
-            findings.fault(f"{modality} files that do not fit its spec", str(error))
+            findings.fault(f"{modality} files that do not fit its spec", str(error), f.name)
 
 
 def _folded(file: _File, grey: bool) -> int:
@@ -88,8 +88,9 @@ def _check_types(
             if f.held.dtype != widest:
                 findings.fault(
                     f"{modality} files of another number type",
-                    f"{f.name} holds {WORDS[f.held.dtype]} values, but {counted(counts[widest], f'other {modality} file')} "
+                    f"{f.name} holds {WORDS[f.held.dtype]} values, but other {modality} files ({counts[widest]:,}) hold "
                     f"{WORDS[widest]} ones; export the original values (a conversion to 8 bits loses them).",
+                    f.name,
                 )
     elif set(counts) == {"uint8"} and spec.dtype is None and spec.scale is not None:
         if declared.get("scale") is not None:

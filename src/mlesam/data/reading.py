@@ -78,7 +78,7 @@ def decode_label(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndar
 def _decode_ids(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndarray:
     count = len(classes.names)
     ids = raw.astype(np.int64)
-    if classes.label_map and raw.dtype.kind == "u":
+    if classes.label_map and raw.dtype in (np.uint8, np.uint16):
         table = np.array([classes.label_map.get(v, v) for v in range(int(ids.max()) + 1)], dtype=np.int64)
         ids = table[ids]
     elif classes.label_map:  # TIFF values may be negative or very large, and cannot index a table
@@ -98,6 +98,10 @@ def _decode_ids(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndarr
 
 
 def _decode_colors(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndarray:
+    if raw.dtype != np.uint8 or raw.shape[2] != 3:
+        raise DataError(
+            f"{path} stores {raw.dtype} values in {raw.shape[2]} channels; store ids in one channel, or 8-bit RGB colours."
+        )
     code = (raw[..., 0].astype(np.int64) << 16) | (raw[..., 1].astype(np.int64) << 8) | raw[..., 2]
     known = {(r << 16) | (g << 8) | b: i for i, (r, g, b) in enumerate(classes.colors)}
     if len(known) < len(classes.colors):
@@ -244,8 +248,8 @@ def _with_statistics(
     mean = np.zeros(spec.channels) if spec.photometric == "sparse" else total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     std = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)
-    measured = {"mean": mean, "std": std}
-    rounded = {name: tuple(float(f"{v:.5g}") for v in measured[name]) for name in names}
+    statistics = {"mean": mean, "std": std}
+    rounded = {name: tuple(float(f"{v:.5g}") for v in statistics[name]) for name in names}
     shown = " ".join(
         f"{k} {', '.join(f'{v:.4g}' for v in vs[:4])}{' ...' if len(vs) > 4 else ''}" for k, vs in rounded.items()
     )

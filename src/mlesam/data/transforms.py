@@ -111,12 +111,12 @@ def photometric(values: Tensor, spec: SensorSpec, rng: np.random.Generator, stre
         values = values * float(np.exp(rng.normal(0, 0.25 * strength)))
         middle = values.nanmean()
         values = middle + (values - middle) * float(np.exp(rng.normal(0, 0.2 * strength)))
-        grey = values.mean(dim=0, keepdim=True)
+        grey = values.nanmean(dim=0, keepdim=True)
         values = grey + (values - grey) * float(np.exp(rng.normal(0, 0.2 * strength)))
         values = values.clamp(*spec.range)
     elif spec.photometric == "sparse":
         lost = torch.from_numpy(rng.random(values.shape[-2:]) < rng.uniform(0, 0.2) * strength)
-        values = values.masked_fill(lost, float("nan") if spec.missing is not None else 0.0)
+        values = values.masked_fill(lost & values.isfinite(), float("nan") if spec.missing is not None else 0.0)
         noise = torch.from_numpy(rng.normal(0, 0.02 * strength, values.shape).astype(np.float32))
         return values + noise * values.abs()  # returns keep their place, and emptiness stays empty
     else:

@@ -48,7 +48,7 @@ def check_foundation(name: str, revision: str | None = None) -> WeightsFindings:
         findings.facts.append(("foundation", f"{name}, random weights drawn from the seed"))
     elif name.endswith((".pt", ".pth")) or Path(name).is_dir():
         return check_checkpoint(Path(name))
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    elif is_hub_id(name):
         folder = cached_folder(name, revision)
         if folder is not None:
             return check_checkpoint(folder)
@@ -61,6 +61,12 @@ def check_foundation(name: str, revision: str | None = None) -> WeightsFindings:
             f"{did_you_mean(name, PRESETS)}",
         )
     return findings
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a foundation's name is read as ``owner/name`` on the Hub, as ``load_foundation`` reads it."""
+    is_path = name.endswith((".pt", ".pth")) or name.startswith((".", "/", "~")) or Path(name).is_dir()
+    return name.count("/") == 1 and not is_path
 
 
 def cached_folder(name: str, revision: str | None = None) -> Path | None:

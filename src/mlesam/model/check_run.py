@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from mlesam.errors import MlesamError
-from mlesam.findings import Findings
-from mlesam.model.check import WeightsFindings, cached_folder
+from mlesam.findings import Findings, counted
+from mlesam.model.check import WeightsFindings, cached_folder, is_hub_id
 from mlesam.model.checkpoints import load_tensors
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights
@@ -31,7 +31,7 @@ def check_run(path: Path) -> WeightsFindings:
     foundation = run.recipe.model.foundation
     findings.facts += [
         ("foundation", f"{foundation}, training {run.recipe.model.train}, rank {run.recipe.model.rank}"),
-        ("sensors", ", ".join(f"{m} ({spec.channels})" for m, spec in sensors.items())),
+        ("sensors", ", ".join(f"{m} ({counted(spec.channels, 'channel')})" for m, spec in sensors.items())),
         ("classes", ", ".join(classes.names)),
     ]
     weights, last = _metadata(path, WEIGHTS, findings), _metadata(path, LAST, findings)
@@ -58,7 +58,7 @@ def check_run(path: Path) -> WeightsFindings:
 
 def _check_fit(run: Run, weights: bool, last: bool, findings: Findings) -> None:
     foundation, revision = run.recipe.model.foundation, run.recipe.model.revision
-    if _on_hub(foundation) and cached_folder(foundation, revision) is None:
+    if is_hub_id(foundation) and cached_folder(foundation, revision) is None:
         findings.note("foundation", f"{foundation} is not in the Hub's cache, so the weights were not held against it")
         return
     try:
@@ -69,10 +69,6 @@ def _check_fit(run: Run, weights: bool, last: bool, findings: Findings) -> None:
     for name, prefix, wanted in ((WEIGHTS, "", weights), (LAST, "model.", last)):
         if wanted:
             _check_weights(model, run.path / name, prefix, findings)
-
-
-def _on_hub(foundation: str) -> bool:
-    return foundation.count("/") == 1 and not foundation.startswith((".", "/", "~")) and not Path(foundation).exists()
 
 
 def _check_weights(model: MLESAM, path: Path, prefix: str, findings: Findings) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlesam.config import Recipe, build, load_recipe
+from mlesam.config import Recipe, build, load_recipe, plain
 from mlesam.errors import DataError, RequestError
 from mlesam.model.checkpoints import fit_or_raise, load_tensors, save_tensors
 from mlesam.model.mlesam import MLESAM
@@ -135,6 +135,6 @@ def resolved(recipe: Recipe, dataset: str, sensors: dict[str, SensorSpec], class
         colors=classes.colors,
         ignore=classes.ignore,
         label_map=classes.label_map,
-        sensors={m: dataclasses.asdict(spec) for m, spec in sensors.items()},
+        sensors={m: plain(spec) for m, spec in sensors.items()},
     )
     return dataclasses.replace(recipe, data=data)

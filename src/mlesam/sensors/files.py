@@ -149,7 +149,11 @@ def _open(path: Path):
             raise DataError(
                 f"{path} claims more than the {MAX_PIXELS:,} pixels that are read; check the file, or cut it into tiles."
             ) from None
-    _check_pixels(picture.height, picture.width, path)
+    try:
+        _check_pixels(picture.height, picture.width, path)
+    except DataError:
+        picture.close()
+        raise
     return picture
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
@@ -63,10 +64,9 @@ def train(
     elif Run.load(out).recipe != recipe:
         raise RequestError(f"{out} was started with another recipe; resume it with the one stored in it.")
     prepared = prepare(recipe)
-    if resume and prepared.recipe != recipe:
-        changed = [k for k, v in vars(prepared.recipe.data).items() if v != vars(recipe.data)[k]]
+    if resume and (changed := _changed_frames(prepared, out)):
         raise DataError(
-            f"the data of {out} have changed since its start ({', '.join(changed)}); start a new run instead."
+            f"the frames of {prepared.dataset.name} have changed since {out} was started ({changed}); start a new run."
         )
     for note in prepared.notes:
         report.say(note)
@@ -229,8 +229,8 @@ class Trainer:
     def _stop_if_not_finite(self, value: Tensor, what: str, batch: Batch) -> None:
         if not bool(torch.isfinite(value)):
             raise WorkError(
-                f"the {what} is {float(value)} at step {self.step + 1}, with the samples {', '.join(batch.ids)}; look at "
-                f"these frames, or lower training.lr. The last checkpoint in {self.out} is untouched."
+                f"the {what} is {float(value.detach())} at step {self.step + 1}, with the samples {', '.join(batch.ids)}; "
+                f"look at these frames, or lower training.lr. The last checkpoint in {self.out} is untouched."
             )
 
     def _training_loader(self):
@@ -339,6 +339,21 @@ def _tensorboard(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard"))
 
 
+def _frame_record(prepared: Prepared) -> dict[str, Any]:
+    ids = json.dumps([[f.id for f in prepared.train], [f.id for f in prepared.val]])
+    return {"train": len(prepared.train), "val": len(prepared.val), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
+
+
+def _changed_frames(prepared: Prepared, out: Path) -> str:
+    """What differs between the frames now and those the run was started with; empty where nothing does."""
+    before = json.loads((out / RECORD).read_text(encoding="utf-8"))["frames"]
+    now = _frame_record(prepared)
+    counts = [
+        f"{split} {before[split]} then, {now[split]} now" for split in ("train", "val") if before[split] != now[split]
+    ]
+    return ", ".join(counts) or ("other ids" if before["sha256"] != now["sha256"] else "")
+
+
 def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None) -> dict[str, Any]:
     import accelerate
     import transformers
@@ -352,7 +367,7 @@ def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None) 
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "total": sum(p.numel() for p in model.parameters()),
         },
-        "frames": {"train": len(prepared.train), "val": len(prepared.val)},
+        "frames": _frame_record(prepared),
         "notes": prepared.notes,
         "versions": {
             "mlesam": mlesam.__version__,
