@@ -12,7 +12,6 @@ import datetime
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import time
@@ -27,8 +26,6 @@ from mlesam.evaluation.evaluate import evaluate, store
 from mlesam.evaluation.metrics import block_bootstrap, mean_iou
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import LOG, Run
-from mlesam.training.loop import train
-from mlesam.training.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 5
@@ -85,9 +82,9 @@ def main() -> None:
     os.chdir(ROOT)
     recipe = load_recipe(Path("recipes/crack.yaml"))
     began = time.monotonic()
-    from rich.console import Console
-
-    run = train(recipe, options.out, command=shlex.join(["python", *sys.argv]), report=Progress(Console()))
+    command = [sys.executable, "-m", "mlesam", "train", "recipes/crack.yaml", "--out", str(options.out)]
+    subprocess.run(command, check=True)  # the command a user types
+    run = Run.load(options.out)
     seconds = time.monotonic() - began
     table, gain = rows(run)
     events = [json.loads(line) for line in (run.path / LOG).read_text().splitlines()]
