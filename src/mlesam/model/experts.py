@@ -21,6 +21,10 @@ class Segment:
     start: int
     stop: int
 
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
 
 class LowRank(nn.Module):
     """x -> scale * B A x with A Kaiming-uniform and B zero, so that a fresh expert changes nothing.
@@ -64,8 +68,7 @@ def add_experts(
     """
     windows = x.shape[0] // segments[-1].stop
     queries, values = [], []
-    for segment in segments:
-        rows = x[segment.start * windows : segment.stop * windows]
+    for segment, rows in zip(segments, x.split([s.rows * windows for s in segments]), strict=True):
         expert = experts[segment.modality]
         queries.append(expert.query[index](rows))  # type: ignore[index]
         values.append(expert.value[index](rows))  # type: ignore[index]

@@ -60,7 +60,7 @@ class Features:
         if not segments:
             raise RequestError("no sensor is left; at least one is needed.")
         index = torch.cat(picked)
-        levels = tuple(level[index] for level in self.levels)
+        levels = tuple(level.index_select(0, index) for level in self.levels)
         return replace(self, levels=levels, segments=tuple(segments), frames=tuple(frames))
 
     def covered(self) -> Tensor:

@@ -82,9 +82,10 @@ class Router(nn.Module):
         pooled = map_RCHW[..., : valid[0], : valid[1]].float().mean(dim=(2, 3))
         shares = self.weights(pooled, segments, frames, count)
         fused = map_RCHW.new_zeros(count, *map_RCHW.shape[1:])
-        for segment, rows in zip(segments, frames, strict=True):
+        parts = map_RCHW.split([s.rows for s in segments])
+        for segment, rows, part in zip(segments, frames, parts, strict=True):
             share = shares[rows, self.modalities.index(segment.modality)].to(map_RCHW.dtype)
-            fused = fused.index_add(0, rows, share[:, None, None, None] * map_RCHW[segment.start : segment.stop])
+            fused = fused.index_add(0, rows, share[:, None, None, None] * part)
         return fused, shares
 
 
