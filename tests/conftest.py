@@ -24,7 +24,9 @@ def shared() -> Path:
     return SHARED
 
 
-def write_frame(root: Path, split: str, name: str, seed: int, size: tuple[int, int] = (48, 64), classes: int = 3) -> None:
+def write_frame(
+    root: Path, split: str, name: str, seed: int, size: tuple[int, int] = (48, 64), classes: int = 3
+) -> None:
     """A frame with three sensors whose label can be learned: a bright, near, warm rectangle on a dark, far, cold ground."""
     rng = np.random.default_rng(seed)
     height, width = size

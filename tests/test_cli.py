@@ -121,8 +121,9 @@ def test_predict_takes_any_subset_of_single_files(
         (frame,) = summary["frames"]
         assert set(frame["present"]) == set(subset)
         assert sum(frame["weights"].values()) == pytest.approx(1, abs=1e-5)
-        assert Image.open(out / frame["labels"]).size == (64, 48)
-        assert Image.open(out / frame["overlay"]).size == (64, 48)
+        for name in ("labels", "overlay"):
+            with Image.open(out / frame[name]) as picture:
+                assert picture.size == (64, 48)
 
 
 def test_predict_takes_a_plain_folder_without_labels(
@@ -139,10 +140,17 @@ def test_predict_takes_a_plain_folder_without_labels(
     assert [(f["id"], f["present"]) for f in frames] == [("a", ["rgb", "depth"]), ("b", ["rgb"])]
 
 
-def test_predict_uses_only_the_named_sensors(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("--input", f"folder:{trained / 'data'}", "--split", "val", "--modalities", "depth", "--out", tmp_path / "o")
+def test_predict_uses_only_the_named_sensors(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "--input",
+        f"folder:{trained / 'data'}",
+        "--split",
+        "val",
+        "--modalities",
+        "depth",
+        "--out",
+        tmp_path / "o",
+    )
     assert mlesam(capsys, "predict", trained / "run", *words)[0] == 0
     assert json.loads((tmp_path / "o/prediction.json").read_text())["frames"][0]["weights"] == {"depth": 1.0}
 
@@ -255,9 +263,7 @@ def test_a_truncated_png(dataset: Path, trained: Path, tmp_path: Path, capsys: p
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_that_claims_to_be_enormous(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_image_that_claims_to_be_enormous(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     path = tmp_path / "bomb.png"
@@ -265,7 +271,7 @@ def test_an_image_that_claims_to_be_enormous(
     data = b"IDAT" + zlib.compress(b"")
     path.write_bytes(start + struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)))
     error = refused(capsys, 1, "predict", trained / "run", "--rgb", path, "--out", tmp_path / "out")
-    assert "claims to be 100000 x 100000 pixels" in error
+    assert "bomb.png claims to have 10,000,000,000 pixels" in error
 
 
 def test_a_directory_that_already_holds_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

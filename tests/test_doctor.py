@@ -15,14 +15,14 @@ import pytest
 import torch
 from rich.console import Console
 
-import mlesam.installation
-import mlesam.model.check
-import mlesam.show_findings
+import mlesam.checks.installation
+import mlesam.checks.show
+import mlesam.checks.weights
 from conftest import write_dataset
+from mlesam.checks.findings import Findings, counted, named, shown
+from mlesam.checks.installation import check_installation
 from mlesam.doctor import doctor, kind_of
 from mlesam.errors import RequestError
-from mlesam.findings import Findings, counted, named, shown
-from mlesam.installation import check_installation
 
 
 def ask(target: object, width: int = 80, terminal: bool = False, **overrides: str) -> tuple[int, str]:
@@ -204,7 +204,7 @@ def test_a_target_is_known_by_what_lies_there(whole: Path, tmp_path: Path) -> No
 
 
 def test_a_model_in_the_cache_of_the_hub_is_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlesam.model.check, "cached_folder", lambda name, revision=None: tmp_path)
+    monkeypatch.setattr(mlesam.checks.weights, "cached_folder", lambda name, revision=None: tmp_path)
     status, text = ask("nobody/sam2")
     assert status == 1
     assert "holds no config.json" in text
@@ -273,7 +273,7 @@ def test_this_installation_is_sound() -> None:
 
 
 def test_a_package_that_does_not_import_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(mlesam.installation.PACKAGES, "numpy", "no_such_module")
+    monkeypatch.setitem(mlesam.checks.installation.PACKAGES, "numpy", "no_such_module")
     (fault,) = check_installation().faults
     assert "numpy cannot be imported (ModuleNotFoundError" in fault
 
@@ -295,7 +295,7 @@ def test_a_torchvision_that_imports_is_no_fault(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_transformers_without_sam2_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlesam.installation, "TRANSFORMERS_MODEL", ("transformers", "Sam99Model"))
+    monkeypatch.setattr(mlesam.checks.installation, "TRANSFORMERS_MODEL", ("transformers", "Sam99Model"))
     (fault,) = check_installation().faults
     assert "transformers.Sam99Model cannot be imported" in fault
 
@@ -397,7 +397,7 @@ def test_a_terminal_gets_wrapped_text_and_a_pipe_gets_whole_lines(width: int, da
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reading files" in ask(f"folder:{whole}", terminal=True)[1]
     assert "read " not in ask(f"folder:{whole}")[1]
-    monkeypatch.setattr(mlesam.show_findings, "PLAIN_SECONDS", -1.0)
+    monkeypatch.setattr(mlesam.checks.show, "PLAIN_SECONDS", -1.0)
     assert "read 28 of 28 files" in ask(f"folder:{whole}")[1]
 
 

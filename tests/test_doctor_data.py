@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from conftest import write_dataset
+from mlesam.checks.dataset import DatasetFindings, check_dataset
+from mlesam.checks.findings import Findings
+from mlesam.checks.layout import survey
 from mlesam.config import DataConfig
 from mlesam.data import open_dataset
-from mlesam.data.check import DatasetFindings, check_dataset
-from mlesam.data.check_layout import survey
 from mlesam.data.dataset import Dataset, Frame
 from mlesam.data.reading import decode_label, resolve_sensors
 from mlesam.errors import DataError, RequestError
-from mlesam.findings import Findings
 from mlesam.sample import Classes
 from mlesam.sensors.files import read_array
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import Sam2Model
 from transformers.utils import logging
 
-import mlesam.model.check
+import mlesam.checks.weights
 from conftest import write_dataset
+from mlesam.checks.run import check_run
+from mlesam.checks.weights import WeightsFindings, check_checkpoint, check_foundation
 from mlesam.config import Recipe, build, dump_recipe, load_recipe
-from mlesam.model.check import WeightsFindings, check_checkpoint, check_foundation
-from mlesam.model.check_run import check_run
 from mlesam.model.foundation import preset_config
 from mlesam.training.loop import train
 
@@ -211,7 +211,7 @@ def test_a_foundation_is_a_preset_a_path_or_a_name_in_the_cache(saved: Path, mon
     assert "did you mean 'tiny'?" in check_foundation("tinny").faults[0]
     (note,) = check_foundation("nobody/no-such-model").notes
     assert "not in the Hub's cache" in note
-    monkeypatch.setattr(mlesam.model.check, "cached_folder", lambda name, revision: saved)
+    monkeypatch.setattr(mlesam.checks.weights, "cached_folder", lambda name, revision: saved)
     assert facts(check_foundation("nobody/no-such-model"))["tensors"].startswith("249")
 
 

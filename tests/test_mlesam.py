@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
 
@@ -34,7 +35,16 @@ def _seed() -> None:
 def foundation(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A transformers folder with a nano SAM2 in which every tensor is random, positions included."""
     folder = tmp_path_factory.mktemp("sam2")
-    random_sam2("nano", seed=7).save_pretrained(folder)
+    sam2 = random_sam2("nano", seed=7)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(7)
+        for name, parameter in sam2.mask_decoder.named_parameters():
+            # With the small weights of `transformers` all tokens become one, and attention has nothing to learn.
+            if name.endswith("s.weight") or name.endswith("token.weight"):
+                nn.init.normal_(parameter)
+            elif parameter.ndim > 1:
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    sam2.save_pretrained(folder)
     return str(folder)
 
 
@@ -330,20 +340,28 @@ def test_only_sensors_with_other_than_three_channels_have_a_stem(model: MLESAM) 
 
 
 def train_two_steps(model: MLESAM, given: Batch | dict[str, Tensor]) -> tuple[set[str], torch.optim.Optimizer]:
-    """Names of the tensors that had a gradient other than zero, and the optimiser."""
-    model.train()
+    """Names of the tensors that had a gradient beyond rounding, and the optimiser. In float64, to tell the two apart."""
+    model.double().train()
     optimizer = make_optimizer(model, TrainingConfig())
     batch = given if isinstance(given, Batch) else Batch.of(given)
+    batch = dataclasses.replace(batch, images={m: x.double() for m, x in batch.images.items()})
     labels = torch.randint(0, CLASSES, (len(batch), *batch.size))
     moved: set[str] = set()
     for _ in range(2):
         output = model(batch)
         heads = [output.at_input_size(x) for x in (output.mask_logits, output.pyramid_logits)]
         sum(ohem_cross_entropy(x, labels) for x in heads).backward()
-        moved |= {n for n, p in model.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        moved |= {n for n, gradient in gradients.items() if gradient.abs().max() > 1e-12}
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return moved, optimizer
+
+
+def is_key_bias(name: str) -> bool:
+    """A bias of the key shifts all scores of a query alike, which no softmax sees: its gradient is zero by nature."""
+    return name.endswith(".k_proj.bias")
 
 
 @pytest.mark.parametrize("decoder", ["train", "freeze"])
@@ -352,17 +370,20 @@ def test_every_trainable_tensor_has_a_gradient_within_two_steps_and_no_frozen_on
     foundation: str, tmp_path: Path, train: str, decoder: str
 ) -> None:
     model = build(foundation, trained=False, train=train, mask_decoder=decoder)
-    before = {n: p.clone() for n, p in model.state_dict().items()}
-    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert any(n.startswith("foundation.trunk.") for n in trainable) == (train == "all")
-    assert ("mask_head.iou_token.weight" in trainable) == (decoder == "train")
+    everything = {n for n, _ in model.named_parameters()}
+    frozen = {n for n in everything if n.startswith("foundation.")} if train == "experts" else set()
+    if decoder == "freeze":
+        own = ("mask_head.mask_tokens.", "mask_head.hypernetworks.")
+        frozen |= {n for n in everything if n.startswith("mask_head.") and not n.startswith(own)}
+    trainable = everything - frozen
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == trainable
 
+    before = {n: p.double() for n, p in model.state_dict().items()}
     moved, optimizer = train_two_steps(model, Batch.stack(mixed((64, 64))))
-    assert moved == trainable
-    with_state = {n for n, p in model.named_parameters() if optimizer.state.get(p)}
-    assert with_state == trainable
+    assert moved == {n for n in trainable if not is_key_bias(n)}
+    assert {n for n, p in model.named_parameters() if optimizer.state.get(p)} == trainable
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
-    assert changed == trainable
+    assert moved <= changed <= trainable
 
     save_weights(model, tmp_path / "model.safetensors", {})
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
@@ -381,7 +402,7 @@ def test_in_the_first_step_a_fresh_expert_learns_only_its_b(foundation: str) -> 
 
 def test_training_depth_alone_leaves_every_tensor_of_rgb_untouched(foundation: str) -> None:
     model = build(foundation, {"rgb": 3, "depth": 1, "cube": 12})
-    before = {n: p.clone() for n, p in model.state_dict().items()}
+    before = {n: p.double() for n, p in model.state_dict().items()}
     moved, optimizer = train_two_steps(model, images(2, (64, 64), {"depth": 1}))
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
     for modality in ("rgb", "cube"):
@@ -410,7 +431,7 @@ def test_rank_zero_means_no_experts_and_the_frozen_trunk_itself(foundation: str)
         for ours, own in zip(model.encode(Batch.of(given)).levels, frozen, strict=True):
             assert torch.equal(ours, own)
     moved, _ = train_two_steps(model, images(2, (64, 64)))
-    assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert moved == {n for n, p in model.named_parameters() if p.requires_grad and not is_key_bias(n)}
 
 
 def test_a_fresh_model_sees_each_sensor_as_the_frozen_foundation_does(foundation: str) -> None:

@@ -157,7 +157,7 @@ def test_with_one_sensor_kept_the_scorers_still_learn(fusion: str) -> None:
     fused, shares = run(router, torch.randn(6, WIDTH, *SIZE))
     fused.square().sum().backward()
     for scorer in router.scorers.values():
-        assert scorer.weight.grad.abs().max() > 0
+        assert scorer.weight.grad.abs().max() > 1e-3, "rounding alone leaves a trace of a gradient"
     if fusion == "routed":
         assert torch.equal(shares.max(dim=1).values, torch.ones(3)), "the kept sensor has all the trust, exactly"
 

@@ -109,7 +109,9 @@ def test_measurements_that_are_not_numbers_are_holes(street: tuple[Segmenter, Pa
 def test_no_sensor_is_refused(street: tuple[Segmenter, Path]) -> None:
     segmenter, _ = street
     for nothing in ({}, {"rgb": None}):
-        with pytest.raises(RequestError, match="no sensor was given; this model needs at least one of rgb, depth, thermal"):
+        with pytest.raises(
+            RequestError, match="no sensor was given; this model needs at least one of rgb, depth, thermal"
+        ):
             segmenter(nothing)
 
 
@@ -168,5 +170,7 @@ def test_more_than_256_classes_have_wider_ids(street: tuple[Segmenter, Path]) ->
     segmenter, _ = street
     names = tuple(f"c{i}" for i in range(260))
     model = MLESAM({"thermal": 1}, 260, ModelConfig(rank=1))
-    many = Segmenter(model, {"thermal": segmenter.sensors["thermal"]}, Classes(names, default_colors(260)), device="cpu")
+    many = Segmenter(
+        model, {"thermal": segmenter.sensors["thermal"]}, Classes(names, default_colors(260)), device="cpu"
+    )
     assert many({"thermal": np.zeros((32, 32), dtype=np.uint8)}).labels.dtype == np.int16

@@ -299,7 +299,11 @@ class _Loader(yaml.SafeLoader):
 def parse_yaml(text: str) -> Any:
     """YAML text as plain values. Raises ValueError with the reason and the place."""
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)  # a safe loader: it builds plain values only
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-45 is a date of no month
         raise ValueError(" ".join(str(error).split())) from None
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from mlesam.checks.findings import Findings
+from mlesam.checks.show import reading, show_facts, show_findings, show_groups, show_sensors, show_summary, title
 from mlesam.config import DataConfig, Recipe, build, load_recipe, override, read_yaml
 from mlesam.errors import MlesamError, RequestError, did_you_mean
-from mlesam.findings import Findings
-from mlesam.show_findings import reading, show_facts, show_findings, show_groups, show_sensors, show_summary, title
 
 if TYPE_CHECKING:
     from mlesam.data.dataset import Dataset
@@ -46,7 +46,7 @@ def doctor(target: str | None, overrides: dict[str, str], console: Console) -> i
             f"--{next(iter(overrides))} sets a field of a recipe; it goes with a recipe or a dataset only."
         )
     if target is None:
-        from mlesam.installation import check_installation
+        from mlesam.checks.installation import check_installation
 
         title("installation", "", console)
         findings: Findings = check_installation()
@@ -81,7 +81,7 @@ def kind_of(target: str) -> Kind:
     if ":" in target:
         return "dataset"
     if target.count("/") == 1:
-        from mlesam.model.check import cached_folder, is_hub_id
+        from mlesam.checks.weights import cached_folder, is_hub_id
 
         if is_hub_id(target) and cached_folder(target) is not None:
             return "checkpoint"
@@ -136,7 +136,7 @@ def _open(name: str, config: DataConfig, findings: Findings) -> Dataset:
 
 def _data(dataset: Dataset, config: DataConfig, findings: Findings, console: Console) -> bool:
     """Check the files; True where they have no fault."""
-    from mlesam.data.check import check_dataset
+    from mlesam.checks.dataset import check_dataset
 
     with reading(console) as advance:
         checked = check_dataset(dataset, config.modalities, advance)
@@ -224,8 +224,8 @@ def _culprit(values: dict[str, Any], message: str) -> tuple[str | None, Any] | N
 
 
 def _foundation(recipe: Recipe, facts: list[tuple[str, str]], findings: Findings, console: Console) -> None:
+    from mlesam.checks.weights import check_foundation
     from mlesam.config import PRESETS
-    from mlesam.model.check import check_foundation
 
     checked = check_foundation(recipe.model.foundation, recipe.model.revision)
     show_facts([*facts, *checked.facts], console)
@@ -252,8 +252,8 @@ def _sensors(dataset: Dataset, data: DataConfig, findings: Findings, console: Co
 
 
 def _weights(target: str, is_run: bool, console: Console) -> Findings:
-    from mlesam.model.check import cached_folder, check_checkpoint
-    from mlesam.model.check_run import check_run
+    from mlesam.checks.run import check_run
+    from mlesam.checks.weights import cached_folder, check_checkpoint
 
     title("run" if is_run else "checkpoint", target, console)
     path = Path(target)

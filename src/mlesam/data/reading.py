@@ -152,7 +152,12 @@ def resolve_classes(dataset: Dataset, frames: Sequence[Frame]) -> tuple[Classes,
         names = tuple(f"class {i}" for i in range(top + 1))
         note = f"classes: {len(names)}, read off the labels (name them in dataset.yaml)"
     if len(names) < 2:
-        raise RequestError(f"{dataset.name} has {len(names)} classes; declare at least 2 in dataset.yaml.")
+        hint = (
+            ""
+            if declared.classes
+            else f" (are {ignore}s in the labels a class? then map them: label_map: {{{ignore}: 1}})"
+        )
+        raise RequestError(f"{dataset.name} has {len(names)} classes; declare at least 2 in dataset.yaml{hint}.")
     colors = declared.colors or default_colors(len(names))
     if len(colors) != len(names):
         raise RequestError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import warnings
 from collections.abc import Collection
@@ -145,9 +146,12 @@ def _open(path: Path):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             picture = Image.open(path, formats=("PNG", "JPEG", "TIFF"))
-        except Image.DecompressionBombError:
+        except Image.DecompressionBombError as error:
+            claimed = re.search(r"\d+", str(error))  # Pillow names the pixels and keeps the sides to itself
+            count = f"{int(claimed.group()):,}" if claimed else "more"
             raise DataError(
-                f"{path} claims more than the {MAX_PIXELS:,} pixels that are read; check the file, or cut it into tiles."
+                f"{path} claims to have {count} pixels, more than the {MAX_PIXELS:,} that are read; "
+                "check the file, or cut it into tiles."
             ) from None
     try:
         _check_pixels(picture.height, picture.width, path)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from mlesam.checks.dataset import check_dataset
 from mlesam.config import Recipe
-from mlesam.data.check import check_dataset
 from mlesam.data.loading import (
     EvaluationFrames,
     StepSampler,

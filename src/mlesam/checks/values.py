@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mlesam.data.check_files import FrameFacts, SensorFile
+from mlesam.checks.files import FrameFacts, SensorFile
+from mlesam.checks.findings import Findings, counted, named
 from mlesam.errors import DataError
-from mlesam.findings import Findings, counted, named
 from mlesam.sensors.spec import SensorSpec
 
 OFF_MAP = 0.3

@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mlesam.checks.findings import Findings
 from mlesam.config import PRESETS
 from mlesam.errors import DataError, did_you_mean
-from mlesam.findings import Findings
 from mlesam.model.checkpoints import load_pickle, read_meta_checkpoint, rename
 from mlesam.model.foundation import preset_config
 

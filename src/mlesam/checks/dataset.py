@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mlesam.data.check_files import Advance, FrameFacts, read_facts
-from mlesam.data.check_labels import check_labels
-from mlesam.data.check_layout import survey
-from mlesam.data.check_values import check_values
+from mlesam.checks.files import Advance, FrameFacts, read_facts
+from mlesam.checks.findings import Findings, named
+from mlesam.checks.labels import check_labels
+from mlesam.checks.layout import survey
+from mlesam.checks.values import check_values
 from mlesam.data.dataset import Dataset, Frame
 from mlesam.errors import MlesamError, did_you_mean
-from mlesam.findings import Findings, named
 from mlesam.sensors.spec import SensorSpec, canonical_order, sensor_spec
 
 

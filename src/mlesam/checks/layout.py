@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from mlesam.checks.findings import Findings, counted, named
 from mlesam.data.dataset import Dataset, Frame
 from mlesam.data.folder import RESERVED, FolderDataset
 from mlesam.errors import MlesamError
-from mlesam.findings import Findings, counted, named
 from mlesam.sensors.files import EXTENSIONS
 
 UNREAD = (".bmp", ".exr", ".gif", ".jfif", ".jp2", ".mat", ".npz", ".pfm", ".pgm", ".ppm", ".webp")

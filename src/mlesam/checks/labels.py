@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mlesam.checks.files import FrameFacts, LabelFile
+from mlesam.checks.findings import Findings, counted, named
 from mlesam.config import DataConfig
-from mlesam.data.check_files import FrameFacts, LabelFile
 from mlesam.data.dataset import Dataset
 from mlesam.data.reading import MOST_CLASSES, resolve_classes
 from mlesam.errors import MlesamError
-from mlesam.findings import Findings, counted, named
 
 
 def check_labels(

@@ -14,14 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from mlesam.findings import Finding, Findings, counted, named, shown
+from mlesam.checks.findings import Finding, Findings, counted, named, shown
 
 if TYPE_CHECKING:
     from collections import Counter
 
-    from mlesam.data.check import Summary
-    from mlesam.data.check_files import Advance
-    from mlesam.model.check import Group
+    from mlesam.checks.dataset import Summary
+    from mlesam.checks.files import Advance
+    from mlesam.checks.weights import Group
     from mlesam.sensors.spec import SensorSpec
 
 PLAIN_SECONDS = 30.0

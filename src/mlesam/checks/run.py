@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from mlesam.checks.findings import Findings, counted
+from mlesam.checks.weights import WeightsFindings, cached_folder, is_hub_id
 from mlesam.errors import MlesamError
-from mlesam.findings import Findings, counted
-from mlesam.model.check import WeightsFindings, cached_folder, is_hub_id
 from mlesam.model.checkpoints import load_tensors
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights

@@ -11,7 +11,7 @@ import importlib.util
 import platform
 from dataclasses import dataclass, field
 
-from mlesam.findings import Findings, named
+from mlesam.checks.findings import Findings, named
 
 PACKAGES = {
     "torch": "torch",
