@@ -143,6 +143,15 @@ def test_neighbours_that_are_alike_widen_the_interval() -> None:
     assert (high - low) > 2 * (naive_high - naive_low)
 
 
+def test_a_block_is_made_of_neighbours_and_goes_round_at_the_end() -> None:
+    """Good and bad frames by turns: every block of two holds one of each, wherever it begins."""
+    matrices = frames_with(np.tile([0.5, 0.9], 15))
+    low, high = block_bootstrap(matrices, 2)
+    assert low == high == pytest.approx(float(mean_iou(matrices.sum(axis=0))))
+    low, high = block_bootstrap(matrices, 1)
+    assert high - low > 0.05
+
+
 def test_with_blocks_of_one_frame_it_is_the_ordinary_bootstrap_of_scipy() -> None:
     matrices = frames_with(np.clip(0.7 + 0.1 * np.random.default_rng(2).standard_normal(60), 0, 1))
 

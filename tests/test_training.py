@@ -185,6 +185,43 @@ def test_an_interrupted_training_says_how_to_go_on(
     assert losses(out) == losses(whole.path)
 
 
+def test_tensorboard_gets_what_the_log_gets(dataset: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(recipe(dataset, training__tensorboard="true"), tmp_path / "run")
+    assert len(list((run.path / "tensorboard").iterdir())) == 1
+    board = EventAccumulator(str(run.path / "tensorboard"))
+    board.Reload()
+    assert [e.value for e in board.Scalars("step/loss")] == pytest.approx(losses(run.path))
+
+
+def test_bfloat16_autocast_trains_too(dataset: Path, tmp_path: Path) -> None:
+    run = train(recipe(dataset, training__precision="bf16"), tmp_path / "run")
+    exact = train(recipe(dataset, training__precision="fp32"), tmp_path / "exact")
+    assert losses(run.path) != losses(exact.path)
+    assert losses(run.path) == pytest.approx(losses(exact.path), rel=0.05)
+
+
+def test_two_processes_share_each_step(dataset: Path, tmp_path: Path) -> None:
+    fields = {**SMALL, "data.dataset": f"folder:{dataset}", "training.batch": "4", "training.ohem_threshold": "1.0"}
+    fields |= {"training.modality_dropout": "0", "data.crop": "32", "data.scale": "[1, 1]"}
+    words = [word for key, value in fields.items() for word in (f"--{key}", value)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "-m", "mlesam", "train", "--out", str(tmp_path / "two"), *words],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one = train(load_recipe(None, fields), tmp_path / "one")
+    # Every pixel counts and both shares have as many, so the mean of both losses is that of one process with all frames.
+    assert losses(tmp_path / "two") == pytest.approx(losses(one.path), rel=1e-3)
+    found = [[v["miou"] for v in events(run, "validation")] for run in (tmp_path / "two", one.path)]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
 def test_a_finished_run_is_not_resumed(dataset: Path, tmp_path: Path) -> None:
     run = train(recipe(dataset), tmp_path / "run")
     with pytest.raises(RequestError, match="is finished"):

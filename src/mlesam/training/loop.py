@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 import mlesam
@@ -146,6 +147,7 @@ class Trainer:
         self.config = prepared.recipe.training
         self.model = model
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        AcceleratorState._reset_state()  # a training before this one in the same process may have had another precision
         self.accelerator = Accelerator(
             mixed_precision=precision(self.config, prepared.recipe.model.foundation, device),
             # A batch without a sensor gives its expert no gradient, which is no error.
@@ -182,6 +184,7 @@ class Trainer:
                 if self.step % self.every == 0 or self.step == steps:
                     self._validate()
                     self._checkpoint()
+            self._log({"event": "done", "step": steps, "lr": learning_rate(steps, config), "best_miou": self.best})
         except KeyboardInterrupt:
             self._checkpoint()
             raise WorkError(
@@ -191,7 +194,6 @@ class Trainer:
             self.report.stop()
             if self.board is not None:
                 self.board.close()
-        self._log({"event": "done", "step": self.step, "lr": learning_rate(self.step, config), "best_miou": self.best})
 
     def _one_step(self, micro_batches: Iterator[Batch]) -> dict[str, Any]:
         config = self.config
@@ -209,7 +211,8 @@ class Trainer:
                 self._stop_if_not_finite(losses["loss"], "loss", batch)
                 self.accelerator.backward(losses["loss"] / config.accumulate)
             for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulate
+                everywhere = self.accelerator.reduce(value.detach(), "mean")
+                totals[name] = totals.get(name, 0.0) + float(everywhere) / config.accumulate  # type: ignore[arg-type]
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         norm = self.accelerator.clip_grad_norm_(trainable, config.clip if config.clip else float("inf"))
         self._stop_if_not_finite(norm, "gradient", batch)  # type: ignore[arg-type]
