@@ -169,8 +169,11 @@ def test_a_recipe_without_a_dataset_is_a_note(tmp_path: Path) -> None:
 
 
 def test_a_frozen_preset_is_a_note(data: Path) -> None:
-    assert "has random weights, and train: experts keeps them frozen" in ask(recipe_file(data))[1]
-    assert "random weights, and" not in ask(recipe_file(data, "model: {train: all}\n"))[1]
+    assert (
+        "has random weights, and train: experts keeps them frozen"
+        in ask(recipe_file(data, "model: {train: experts}\n"))[1]
+    )
+    assert "random weights, and" not in ask(recipe_file(data))[1]
 
 
 def test_tensorboard_must_be_there_if_it_is_asked_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = {
         "data": {"dataset": f"folder:{data}", "crop": 32, "workers": 0, "modalities": ["rgb", "thermal"]},
         "training": {"steps": 2, "batch": 1},
-        "model": {"rank": 2},
+        "model": {"rank": 2, "train": "experts"},
     }
     return train(build(Recipe, recipe), base / "out", command="mlesam train").path
 

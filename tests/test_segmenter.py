@@ -21,7 +21,9 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> tuple[Segmenter, Path]:
     root = tmp_path_factory.mktemp("street")
     data = write_dataset(root / "data")
     fields = {"data.dataset": f"folder:{data}", "training.steps": "2", "training.batch": "2", "data.crop": "64"}
-    run = train(load_recipe(None, {**fields, "data.workers": "0", "model.rank": "4"}), root / "run")
+    run = train(
+        load_recipe(None, {**fields, "data.workers": "0", "model.rank": "4", "model.train": "experts"}), root / "run"
+    )
     return Segmenter.load(run.path), data
 
 

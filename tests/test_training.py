@@ -25,6 +25,7 @@ from mlesam.training.validation import collapses, validate
 
 SMALL = {
     "model.rank": "4",
+    "model.train": "experts",
     "data.crop": "64",
     "data.workers": "0",
     "training.batch": "2",
@@ -183,6 +184,16 @@ def test_an_interrupted_training_says_how_to_go_on(
     train(Run.load(out).recipe, out, resume=True)
     whole = train(recipe(dataset), tmp_path / "whole")
     assert losses(out) == losses(whole.path)
+
+
+def test_a_foundation_of_random_weights_is_trained_unless_told_otherwise(dataset: Path, tmp_path: Path) -> None:
+    run = train(recipe(dataset, model__train="auto"), tmp_path / "run")
+    assert run.recipe.model.train == "all"
+    assert "starts from random weights, so all of it is trained" in " ".join(
+        json.loads((run.path / "run.json").read_text())["notes"]
+    )
+    weights, _ = load_tensors(run.path / WEIGHTS)
+    assert any(name.startswith("foundation.") for name in weights)
 
 
 def test_tensorboard_gets_what_the_log_gets(dataset: Path, tmp_path: Path) -> None:

@@ -63,8 +63,9 @@ class ModelConfig:
     """Preset (nano, tiny, small, base_plus, large: random weights), Hub id, ``transformers`` folder or Meta ``.pt``."""
     revision: str | None = None
     """Revision of the Hub repository."""
-    train: Literal["experts", "all"] = "experts"
-    """``experts`` keeps trunk and neck frozen (the method). ``all`` trains them as well."""
+    train: Literal["auto", "experts", "all"] = "auto"
+    """``experts`` keeps trunk and neck frozen (the method). ``all`` trains them as well. ``auto``: ``experts``, but a
+    training whose foundation starts from random weights trains all, since there is nothing in it worth keeping."""
     mask_decoder: Literal["train", "freeze"] = "train"
     """Whether SAM2's mask decoder is trained; its class tokens and their MLPs always are."""
     rank: int = 32
@@ -90,7 +91,7 @@ class TrainingConfig:
     """Frames per optimiser step, over all devices and accumulated micro-batches."""
     accumulate: int = 1
     """Micro-batches that a step is split into."""
-    lr: float = 5e-4
+    lr: float = 3e-4
     weight_decay: float = 0.01
     warmup: float = 0.05
     """Share of the steps with linear warm-up (from a tenth of the rate)."""

@@ -216,14 +216,14 @@ class MLESAM(nn.Module):
 
     def train(self, mode: bool = True) -> MLESAM:
         super().train(mode)
-        if self.config.train == "experts":
+        if self.config.train != "all":
             self.foundation.eval()
         return self
 
     @property
     def saved_names(self) -> list[str]:
         """Names of the tensors a checkpoint holds: everything but a foundation that stayed frozen."""
-        frozen = self.config.train == "experts"
+        frozen = self.config.train != "all"
         return [n for n in self.state_dict() if not (frozen and n.startswith("foundation."))]
 
     def parameter_summary(self) -> str:

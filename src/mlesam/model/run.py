@@ -78,7 +78,7 @@ def load_weights(model: MLESAM, path: Path, prefix: str = "") -> dict[str, objec
     state = model.state_dict()
     fit_or_raise(tensors, {name: tuple(state[name].shape) for name in model.saved_names}, str(path))
     recorded = metadata.get("foundation_sha256")
-    if recorded != model.foundation_sha256 and model.config.train == "experts":
+    if recorded != model.foundation_sha256 and model.config.train != "all":
         raise DataError(
             f"{path} was trained on another foundation than {model.foundation.source} (sha256 {str(recorded)[:12]}..., not "
             f"{model.foundation_sha256[:12]}...); use the foundation it was trained with."
@@ -94,7 +94,7 @@ def start_from(model: MLESAM, run: Run) -> list[str]:
         The sensors that were taken over.
     """
     tensors, metadata = load_tensors(run.path / WEIGHTS)
-    if run.recipe.model.train == "experts" and metadata.get("foundation_sha256") != model.foundation_sha256:
+    if run.recipe.model.train != "all" and metadata.get("foundation_sha256") != model.foundation_sha256:
         raise DataError(
             f"{run.path} was trained on another foundation; set model.foundation and seed as in its recipe."
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mlesam.config import Recipe
+from mlesam.config import PRESETS, Recipe
 from mlesam.data.dataset import Dataset, Frame, open_dataset
 from mlesam.data.reading import choose_modalities, resolve_classes, resolve_sensors
 from mlesam.errors import DataError, RequestError
@@ -60,9 +61,16 @@ def prepare(recipe: Recipe) -> Prepared:
     classes, note = resolve_classes(dataset, train)
     sensors, inferred = resolve_sensors(dataset, modalities, train)
     notes += ([note] if note else []) + inferred
-    return Prepared(
-        resolved(recipe, recipe.data.dataset, sensors, classes), dataset, sensors, classes, train, val, notes
-    )
+    if recipe.model.train == "auto":
+        random = recipe.model.foundation in PRESETS
+        recipe = dataclasses.replace(
+            recipe, model=dataclasses.replace(recipe.model, train="all" if random else "experts")
+        )
+        if random:
+            notes.append(
+                f"the foundation {recipe.model.foundation} starts from random weights, so all of it is trained"
+            )
+    return Prepared(resolved(recipe, dataset.name, sensors, classes), dataset, sensors, classes, train, val, notes)
 
 
 def labelled(frames: list[Frame], modalities: tuple[str, ...], split: str) -> list[Frame]:
