@@ -173,6 +173,41 @@ def test_other_data_are_scored_through_a_class_map(
     assert "did you mean 'box'" in refused(capsys, 2, *words, "--class-map", mapping)
 
 
+def test_the_same_kind_of_data_elsewhere_needs_no_class_map(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from conftest import write_dataset
+
+    other = write_dataset(tmp_path / "other")
+    (other / "dataset.yaml").unlink()
+    (other / "labels/test/test1.png").unlink()
+    status, out, _ = mlesam(
+        capsys, "evaluate", trained / "run", "--data", f"folder:{other}", "--out", tmp_path / "m.json"
+    )
+    assert status == 0
+    assert "1 frames have no label or none of the run's sensors and were left out: test1" in out
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["frames"] == 2
+    assert metrics["classes"] == ["ground", "near", "far"]
+
+
+def test_the_crack_recipe_runs_on_the_real_frames(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(__file__).resolve().parents[1] / "recipes/crack.yaml"
+    small = ("--data.resize", "64", "--data.crop", "64", "--training.batch", "2", "--steps", "2", "--data.workers", "0")
+    data = ("--data", f"folder:{shared / 'data/crack'}", "--training.validate_every", "2")
+    assert mlesam(capsys, "train", recipe, *data, *small, "--out", tmp_path / "run")[0] == 0
+    assert mlesam(capsys, "evaluate", tmp_path / "run", "--frames", "4", "--out", tmp_path / "m.json")[0] == 0
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert [len(row["present"]) for row in metrics["results"]] == [1, 1, 1, 2, 2, 2, 3]
+    assert metrics["tags"]["dark"]["frames"] == 4
+    picture = shared / "data/crack/rgb" / "0085.jpg"
+    assert mlesam(capsys, "predict", tmp_path / "run", "--rgb", picture, "--out", tmp_path / "out")[0] == 0
+    with Image.open(tmp_path / "out/labels/0085.png") as labels:
+        assert labels.size == (400, 400)
+
+
 def test_a_dry_run_checks_everything_and_writes_nothing(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,10 +25,23 @@ _HOMES = {
     "WorkError": "mlesam.errors",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "MLESAM",
+    "Batch",
+    "DataError",
+    "MlesamError",
+    "ModelConfig",
+    "Prediction",
+    "Recipe",
+    "RequestError",
+    "Sample",
+    "Segmenter",
+    "SensorSpec",
+    "WorkError",
+    "__version__",
+]
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
-    # ruff: noqa: F401
     from mlesam.config import ModelConfig, Recipe
     from mlesam.errors import DataError, MlesamError, RequestError, WorkError
     from mlesam.inference.segmenter import Segmenter

@@ -214,6 +214,12 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
         )
     path = store(run, evaluation, options.out)
     table(evaluation.metrics, console)
+    if evaluation.left_out:
+        names = ", ".join(evaluation.left_out[:5])
+        text = (
+            f"{len(evaluation.left_out)} frames have no label or none of the run's sensors and were left out: {names}"
+        )
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
     console.print(f"stored in {path}{f' and {options.out}' if options.out else ''}", soft_wrap=True, highlight=False)
     return 0
 

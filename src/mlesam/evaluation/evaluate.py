@@ -27,11 +27,15 @@ FOLDER = "evaluation"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: the content of ``metrics.json``, and each frame's confusion matrices behind it."""
+    """What an evaluation found: the content of ``metrics.json``, and each frame's confusion matrices behind it.
+
+    ``left_out`` names the frames of the split that have no label or none of the run's sensors.
+    """
 
     metrics: dict[str, Any]
     conditions: list[Condition]
     frames: list[Frame]
+    left_out: list[str]
 
 
 def evaluate(
@@ -72,6 +76,8 @@ def evaluate(
         raise DataError(
             f"split {split!r} of {name} has no labelled frame with one of {', '.join(modalities)}; nothing to score."
         )
+    scored = {f.id for f in frames}
+    left_out = [f.id for f in everything if f.id not in scored]
     frames = frames[:limit]
     classes = run.classes if own else _classes(dataset, run.classes, class_map)
     model = run.load_model().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,7 +101,7 @@ def evaluate(
         protocol=protocol,
         seed=run.recipe.seed,
     )
-    return Evaluation(result, conditions, frames)
+    return Evaluation(result, conditions, frames, left_out)
 
 
 def store(run: Run, evaluation: Evaluation, out: Path | None) -> Path:
@@ -112,7 +118,9 @@ def store(run: Run, evaluation: Evaluation, out: Path | None) -> Path:
 
 
 def _classes(dataset: Dataset, target: Classes, class_map: Path | None) -> Classes:
-    """How to read another dataset's labels as the run's classes."""
+    """How to read another dataset's labels as the run's classes. One that declares no classes is taken to have them."""
+    if class_map is None and dataset.declared.classes is None:
+        return target
     found, _ = resolve_classes(dataset, dataset.frames(dataset.default_split()))
     if class_map is None:
         if found.names != target.names:
