@@ -27,6 +27,7 @@ from mlesam.data.reading import (
 from mlesam.errors import DataError, RequestError
 from mlesam.sample import IGNORE, Classes
 from mlesam.sensors import BUILTIN, SensorSpec
+from mlesam.sensors.files import read_label
 
 SIZE = (12, 16)
 COLORS = ((128, 64, 128), (0, 0, 142), (70, 70, 70))
@@ -534,3 +535,33 @@ def test_nearest_makes_no_new_values() -> None:
     result = resized(values, (5, 7), "nearest")
     assert set(result[result.isfinite()].tolist()) == {0.0, 7.0, 100.0}
     assert result.isnan().any()
+
+
+def test_an_ignored_colour_is_not_scored(tmp_path: Path) -> None:
+    path = tmp_path / "label.png"
+    picture = np.array([[[0, 0, 0], [255, 0, 0], [0, 0, 255]]], dtype=np.uint8)
+    Image.fromarray(picture).save(path)
+    colors = ((255, 0, 0), (0, 0, 255))
+    void = Classes(("a", "b"), colors, ignore_color=(0, 0, 0))
+    np.testing.assert_array_equal(decode_label(read_label(path), void, path), [[IGNORE, 0, 1]])
+    with pytest.raises(DataError, match=r"which no class has; .* name an ignore_color"):
+        decode_label(read_label(path), Classes(("a", "b"), colors), path)
+
+
+def test_an_ignored_colour_is_declared_with_the_dataset(tmp_path: Path) -> None:
+    from conftest import write_dataset
+
+    root = write_dataset(tmp_path / "data")
+    for path in (root / "labels").rglob("*.png"):
+        with Image.open(path) as label:
+            ids = np.asarray(label)
+        Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], dtype=np.uint8)[ids]).save(path)
+    text = "classes: [{name: near, color: [255, 0, 0]}, {name: far, color: [0, 0, 255]}]\nignore_color: [0, 0, 0]\n"
+    (root / "dataset.yaml").write_text(text)
+    dataset = open_dataset(f"folder:{root}")
+    frames = dataset.frames("train")
+    classes, _ = resolve_classes(dataset, frames)
+    specs, _ = resolve_sensors(dataset, ["rgb"], frames)
+    label = read_frame(frames[0], specs, classes).label
+    assert label is not None
+    assert set(label.unique().tolist()) == {IGNORE, 0, 1}

@@ -87,8 +87,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # Idle threads of a step would spin and take the core from the loading of the next one: on two busy cores a step took
-    # three times as long. Read by OpenMP when torch is first imported.
+    # Idle threads of a step would spin and take the core from the loading of the next one: on two busy cores steps took
+    # nearly twice as long. Read by OpenMP when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in words
     try:

@@ -31,6 +31,8 @@ class DataConfig:
     """One RGB colour (0-255) per class, for drawing and for label files that are pictures of colours."""
     ignore: int | None = None
     """Label value that is neither trained nor scored. None: ``dataset.yaml``, else 255."""
+    ignore_color: tuple[int, int, int] | None = None
+    """RGB colour that is neither trained nor scored, in label files that are pictures of colours."""
     label_map: dict[int, int] | None = None
     """Raw value in the label files -> class id, for example ``{255: 1}``. Unnamed values stay as they are."""
     sensors: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -29,6 +29,7 @@ class Classes:
 
     Attributes:
         names, colors: by class id. ignore: label value that is not scored. label_map: raw value -> class id.
+        ignore_color: RGB colour that is not scored, in label files that are pictures of colours.
         translate: by class id, the id that another model uses for it (None: not scored). Empty: as they are.
     """
 
@@ -37,6 +38,7 @@ class Classes:
     ignore: int = 255
     label_map: dict[int, int] = field(default_factory=dict)
     translate: tuple[int | None, ...] = ()
+    ignore_color: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,9 @@ def check_dataset(
     ):
         if frames and split not in frames and (split != "test" or "val" in frames):
             findings.note("missing splits", f"there is no {split} split: {why}")
-    facts = read_facts(frames, specs, dataset.declared.colors or (), advance)
+    declared = dataset.declared
+    void = () if declared.ignore_color is None else (declared.ignore_color,)
+    facts = read_facts(frames, specs, (*(declared.colors or ()), *void), advance)
     root = getattr(dataset, "root", None)
 
     def short(text: object) -> str:

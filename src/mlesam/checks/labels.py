@@ -115,7 +115,9 @@ def _ids(declared: DataConfig, names: Sequence[str], label: LabelFile, name: str
     """Scored pixels by class id; what is no class becomes a fault."""
     if label.colored:
         codes = {(r << 16) | (g << 8) | b: i for i, (r, g, b) in enumerate(declared.colors or ())}
-        strange = [[v >> 16, (v >> 8) & 255, v & 255] for v in label.values if v not in codes]
+        void = declared.ignore_color
+        ignored = {(void[0] << 16) | (void[1] << 8) | void[2]} if void else set()
+        strange = [[v >> 16, (v >> 8) & 255, v & 255] for v in label.values if v not in codes and v not in ignored]
         if strange:
             what = "colour" if len(strange) == 1 else "colours"
             findings.fault(

@@ -28,6 +28,7 @@ class DatasetFile:
     classes: tuple[Any, ...] | None = None
     colors: tuple[tuple[int, int, int], ...] | None = None
     ignore: int | None = None
+    ignore_color: tuple[int, int, int] | None = None
     label_map: dict[int, int] | None = None
     sensors: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -155,6 +156,7 @@ def _declare(root: Path, config: DataConfig) -> DataConfig:
         classes=config.classes or names,
         colors=config.colors or colors,
         ignore=stored.ignore if config.ignore is None else config.ignore,
+        ignore_color=config.ignore_color or stored.ignore_color,
         label_map=stored.label_map if config.label_map is None else config.label_map,
         sensors=sensors,
     )

@@ -46,7 +46,7 @@ def read_frame(frame: Frame, sensors: Mapping[str, SensorSpec], classes: Classes
         raise DataError(f"frame {frame.id!r} has no file of {', '.join(sensors)}; it needs at least one.")
     label = None
     if classes is not None and frame.label is not None:
-        label = torch.from_numpy(decode_label(read_label(frame.label, classes.colors), classes, frame.label))
+        label = torch.from_numpy(decode_label(read_label(frame.label, label_colors(classes)), classes, frame.label))
         sizes[str(frame.label)] = tuple(label.shape)
     check_sizes(sizes)
     return Sample(images, label, frame.id, frame.tags)
@@ -97,6 +97,11 @@ def _decode_ids(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndarr
     return ids
 
 
+def label_colors(classes: Classes) -> tuple[tuple[int, int, int], ...]:
+    """Every colour that a label picture may hold."""
+    return classes.colors if classes.ignore_color is None else (*classes.colors, classes.ignore_color)
+
+
 def _decode_colors(raw: np.ndarray, classes: Classes, path: Path | str) -> np.ndarray:
     if raw.dtype != np.uint8 or raw.shape[2] != 3:
         raise DataError(
@@ -106,12 +111,16 @@ def _decode_colors(raw: np.ndarray, classes: Classes, path: Path | str) -> np.nd
     known = {(r << 16) | (g << 8) | b: i for i, (r, g, b) in enumerate(classes.colors)}
     if len(known) < len(classes.colors):
         raise DataError(f"{path} stores colours, but two classes have the same one; give every class its own.")
+    if classes.ignore_color is not None:
+        red, green, blue = classes.ignore_color
+        known.setdefault((red << 16) | (green << 8) | blue, IGNORE)
     values, inverse = np.unique(code, return_inverse=True)
     unknown = [v for v in values if int(v) not in known]
     if unknown:
         color = [int(unknown[0]) >> 16, (int(unknown[0]) >> 8) & 255, int(unknown[0]) & 255]
         raise DataError(
-            f"{path} holds the colour {color}, which no class has; list the classes' colours in dataset.yaml, or store ids."
+            f"{path} holds the colour {color}, which no class has; list the classes' colours in dataset.yaml, "
+            "name an ignore_color, or store ids."
         )
     return np.array([known[int(v)] for v in values], dtype=np.int64)[inverse].reshape(code.shape)
 
@@ -163,7 +172,7 @@ def resolve_classes(dataset: Dataset, frames: Sequence[Frame]) -> tuple[Classes,
         raise RequestError(
             f"{dataset.name} has {len(colors)} colours for {len(names)} classes; declare both in one place, one colour per class."
         )
-    return Classes(names, colors, ignore, label_map), note
+    return Classes(names, colors, ignore, label_map, ignore_color=declared.ignore_color), note
 
 
 def resolve_sensors(

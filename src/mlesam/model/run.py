@@ -47,7 +47,11 @@ class Run:
     def classes(self) -> Classes:
         data = self.recipe.data
         return Classes(
-            data.classes or (), data.colors or (), 255 if data.ignore is None else data.ignore, data.label_map or {}
+            data.classes or (),
+            data.colors or (),
+            255 if data.ignore is None else data.ignore,
+            data.label_map or {},
+            ignore_color=data.ignore_color,
         )
 
     def build_model(self) -> MLESAM:
@@ -134,6 +138,7 @@ def resolved(recipe: Recipe, dataset: str, sensors: dict[str, SensorSpec], class
         classes=classes.names,
         colors=classes.colors,
         ignore=classes.ignore,
+        ignore_color=classes.ignore_color,
         label_map=classes.label_map,
         sensors={m: plain(spec) for m, spec in sensors.items()},
     )
