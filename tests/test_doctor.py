@@ -248,6 +248,22 @@ def test_a_dataset_that_is_not_there_is_a_wrong_request() -> None:
         ask("folder:nowhere/at/all")
 
 
+def test_a_model_that_is_not_in_the_cache_is_a_wrong_request() -> None:
+    with pytest.raises(RequestError, match="there is no 'nobody/no-such-model'"):
+        ask("nobody/no-such-model")
+
+
+def test_a_recipe_whose_fault_is_no_key_s_is_given_up(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(cls: type, values: object) -> None:
+        raise RequestError("this cannot be meant.")
+
+    path = recipe_file(data)
+    monkeypatch.setattr("mlesam.doctor.build", refuse)
+    status, text = ask(path)
+    assert status == 1
+    assert text.splitlines()[-1] == "1 fault"
+
+
 def test_fields_of_a_recipe_go_with_recipes_and_datasets_only() -> None:
     with pytest.raises(RequestError, match=r"--data\.crop sets a field of a recipe"):
         ask(None, data__crop="64")
@@ -277,8 +293,10 @@ def test_this_installation_is_sound() -> None:
 
 def test_a_package_that_does_not_import_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(mlesam.checks.installation.PACKAGES, "numpy", "no_such_module")
-    (fault,) = check_installation().faults
+    found = check_installation()
+    (fault,) = found.faults
     assert "numpy cannot be imported (ModuleNotFoundError" in fault
+    assert ("numpy", "does not import") in found.facts
 
 
 def test_a_broken_torchvision_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,13 +321,20 @@ def test_a_transformers_without_sam2_is_a_fault(monkeypatch: pytest.MonkeyPatch)
     assert "transformers.Sam99Model cannot be imported" in fault
 
 
+def test_a_transformers_that_is_not_there_is_one_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mlesam.checks.installation.PACKAGES, "transformers", "no_such_module")
+    monkeypatch.setattr(mlesam.checks.installation, "TRANSFORMERS_MODEL", ("no_such_module", "Sam2Model"))
+    assert len(check_installation().faults) == 1
+
+
 def test_a_gpu_is_named_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    (gpu,) = [value for what, value in check_installation().facts if what == "gpu 0"]
-    assert gpu.startswith("NVIDIA H100, 80.0 GiB")
+    (gpu,) = [(what, value) for what, value in check_installation().facts if what.startswith("gpu")]
+    assert gpu[0] == "gpu 0"
+    assert gpu[1].startswith("NVIDIA H100, 80.0 GiB")
 
 
 def test_a_driver_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

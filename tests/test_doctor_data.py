@@ -117,6 +117,7 @@ def test_lists_of_ids_serve_as_well_as_folders(data: Path) -> None:
     flat(data)
     found = check(data)
     assert found.faults == []
+    assert found.notes == ["tag 'night': 2 frames (train 1, test 1)"]
     assert list(found.summary.frames) == ["train", "val", "test"]
 
 
@@ -514,3 +515,70 @@ def test_negative_labels_are_not_mapped_by_accident() -> None:
 def test_an_unknown_folder_is_a_wrong_request(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there is no folder"):
         check(tmp_path / "nowhere")
+
+
+# ---------------------------------------------------------------- what must not be said
+
+
+def quiet(root: Path, **declared: object) -> None:
+    """Nothing is found but the tag that is there."""
+    found = check(root, **declared)  # type: ignore[arg-type]
+    assert found.faults == []
+    assert found.notes == ["tag 'night': 2 frames (train 1, test 1)"]
+
+
+def test_hidden_files_and_texts_are_passed_over(data: Path) -> None:
+    (data / "rgb/train/._train0.png").write_bytes(b"of another system")
+    (data / "rgb/train/.cache").mkdir()
+    (data / "rgb/train/.cache/train0.png").write_bytes(b"")
+    (data / "rgb/train/README.txt").write_text("")
+    quiet(data)
+
+
+def test_labels_in_the_colours_of_the_classes_are_sound(data: Path) -> None:
+    colored(data)
+    quiet(data)
+
+
+def test_a_colour_map_that_the_pictures_follow_is_sound(data: Path) -> None:
+    each(data, "thermal", lambda values: np.stack([values] * 3, axis=-1))
+    quiet(data, sensors={"thermal": {"colormap": "gray"}})
+
+
+def test_grey_pictures_saved_as_colour_are_one_channel(data: Path) -> None:
+    each(data, "thermal", lambda values: np.stack([values] * 3, axis=-1))
+    save(data / "thermal/train/train0.png", read(data / "thermal/train/train0.png")[..., 0])
+    quiet(data)
+
+
+def test_real_numbers_without_a_unit_have_any_range(data: Path) -> None:
+    each(data, "thermal", lambda values: values.astype(np.float32) * 9, ".npy")
+    quiet(data)
+
+
+def test_8_bit_depth_is_a_fraction_and_not_out_of_range(data: Path) -> None:
+    each(data, "depth", lambda values: (values >> 8).astype(np.uint8) + 200)
+    found = check(data, sensors={"depth": {"range": [0, 0.1]}})
+    assert not any("outside" in note for note in found.notes)
+
+
+def test_only_the_8_bit_files_are_blamed(data: Path) -> None:
+    FAULTS["8-bit files among 16-bit ones"][0](data)
+    assert len(check(data).faults) == 1
+
+
+@pytest.mark.parametrize("name", ["an id too large to be a class", "no splits", "labels that hold one class"])
+def test_one_cause_is_one_fault(name: str, data: Path) -> None:
+    FAULTS[name][0](data)
+    assert len(check(data).faults) == 1
+
+
+def test_without_any_label_nothing_is_said_of_classes(data: Path) -> None:
+    shutil.rmtree(data / "labels")
+    (data / "dataset.yaml").unlink()
+    assert [f.split(" has")[0] for f in check(data).faults] == ["no frame of split 'train'", "no frame of split 'val'"]
+
+
+def test_a_label_map_needs_no_declared_classes(data: Path) -> None:
+    (data / "dataset.yaml").unlink()
+    assert check(data, label_map={2: 1}).faults == []

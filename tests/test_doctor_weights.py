@@ -209,8 +209,9 @@ def test_a_foundation_is_a_preset_a_path_or_a_name_in_the_cache(saved: Path, mon
     assert check_foundation(str(saved)).faults == []
     assert "no checkpoint" in check_foundation("nowhere/sam2.pt").faults[0]
     assert "did you mean 'tiny'?" in check_foundation("tinny").faults[0]
-    (note,) = check_foundation("nobody/no-such-model").notes
-    assert "not in the Hub's cache" in note
+    found = check_foundation("nobody/no-such-model")
+    assert facts(found)["foundation"] == "nobody/no-such-model, from the Hub"
+    assert "not in the Hub's cache" in found.notes[0]
     monkeypatch.setattr(mlesam.checks.weights, "cached_folder", lambda name, revision: saved)
     assert facts(check_foundation("nobody/no-such-model"))["tensors"].startswith("249")
 
@@ -323,3 +324,38 @@ def test_an_unfinished_run_says_how_far_it_came(finished: Path, tmp_path: Path) 
     run = shutil.copytree(finished, tmp_path / "run")
     change_recipe(run, "training", steps=9)
     assert facts(check_run(run))["progress"] == "step 2 of 9, last checkpoint at step 2"
+
+
+def test_cut_off_weights_are_not_called_missing_as_well(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    os.truncate(run / "model.safetensors", 5000)
+    assert len(check_run(run).faults) == 1
+
+
+def test_a_record_may_lack_the_command(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "run.json").write_text("{}")
+    found = check_run(run)
+    assert found.faults == []
+    assert "command" not in facts(found)
+
+
+def test_a_checkpoint_in_the_old_format_has_no_checksums_to_check(shared: Path, tmp_path: Path) -> None:
+    state = state_of(shared, "sam2.1_hiera_tiny")
+    torch.save(state, tmp_path / "sam2.pt", _use_new_zipfile_serialization=False)
+    assert check_checkpoint(tmp_path / "sam2.pt").faults == []
+
+
+@pytest.mark.parametrize("name", ["nano", "tiny", "small", "base_plus", "large"])
+def test_the_size_of_a_folder_is_read_off_its_config(name: str) -> None:
+    assert mlesam.checks.weights._size(preset_config(name).to_dict()) == name
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_progress_bars_of_transformers_are_left_as_they_were(shown: bool, saved: Path) -> None:
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        check_checkpoint(saved)
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        logging.disable_progress_bar()

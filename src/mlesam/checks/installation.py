@@ -39,7 +39,7 @@ def check_installation() -> InstallationFindings:
     """Check what is installed here. Imports every package that a training needs."""
     findings = InstallationFindings()
     findings.facts.append(("python", f"{platform.python_version()} ({platform.system()}, {platform.machine()})"))
-    findings.facts.append(("mlesam", _version("mlesam", "mlesam") or "unknown"))
+    findings.facts.append(("mlesam", _version("mlesam")))
     for name, module in PACKAGES.items():
         _check_package(name, module, findings)
     _check_torchvision(findings)
@@ -56,7 +56,7 @@ def _check_package(name: str, module: str, findings: InstallationFindings) -> No
         findings.facts.append((name, "does not import"))
         findings.fault("packages", f"{name} cannot be imported ({_reason(error)}); install it again.")
         return
-    findings.facts.append((name, _version(name, module) or "unknown"))
+    findings.facts.append((name, _version(module)))
 
 
 def _check_torchvision(findings: InstallationFindings) -> None:
@@ -72,7 +72,7 @@ def _check_torchvision(findings: InstallationFindings) -> None:
             "uninstall torchvision, or install the build that belongs to this torch.",
         )
     else:
-        findings.facts.append(("torchvision", f"{_version('torchvision', 'torchvision')}, not needed"))
+        findings.facts.append(("torchvision", f"{_version('torchvision')}, not needed"))
 
 
 def _check_sam2(findings: InstallationFindings) -> None:
@@ -137,15 +137,8 @@ def _lacking(requirement) -> str | None:
     return None if requirement.specifier.contains(version, prereleases=True) else f"{version} is installed"
 
 
-def _version(name: str, module: str) -> str | None:
-    loaded = importlib.import_module(module)
-    version = getattr(loaded, "__version__", None)
-    if version is None:
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-    return str(version)
+def _version(module: str) -> str:
+    return str(getattr(importlib.import_module(module), "__version__", "of unknown version"))
 
 
 def _reason(error: BaseException) -> str:
