@@ -68,6 +68,7 @@ def test_evaluate_writes_the_metrics_of_every_subset(
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics) == [
         "dataset", "split", "frames", "modalities", "classes", "protocol", "seed", "results", "summary", "tags",
+        "frame_miou", "confusion",
     ]  # fmt: skip
     assert metrics["split"] == "test"
     assert metrics["frames"] == 3
@@ -76,7 +77,16 @@ def test_evaluate_writes_the_metrics_of_every_subset(
         "rgb", "depth", "thermal", "rgb+depth", "rgb+thermal", "depth+thermal", "rgb+depth+thermal",
     ]  # fmt: skip
     for row in metrics["results"]:
-        assert set(row) == {"name", "present", "miou", "iou", "pixel_accuracy", "miou_absent_as_zero", "frames"}
+        assert set(row) == {
+            "name",
+            "present",
+            "miou",
+            "iou",
+            "pixel_accuracy",
+            "miou_absent_as_zero",
+            "weights",
+            "frames",
+        }
         assert row["present"] == row["name"].split("+")
     known = [row["miou"] for row in metrics["results"]]
     assert metrics["summary"]["full"] == known[-1]

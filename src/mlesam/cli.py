@@ -6,9 +6,11 @@ Exit status: 0 done, 1 the work failed, 2 the request was wrong. An error is one
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -42,6 +44,24 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         made[name].add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         return made[name]
 
+    demo = command(
+        "demo",
+        "The whole story on a procedural world: data, foundation, training, every subset of the sensors, report.",
+        epilog="Any field of the recipe can be set with --section.key VALUE.",
+    )
+    demo.add_argument("--out", type=Path, metavar="DIR", help="default: the first free of runs/demo, runs/demo-2, ...")
+
+    world = command("world", "Write a procedural dataset: street scenes seen by five sensors, in the folder layout.")
+    world.add_argument("out", type=Path, metavar="DIR")
+    length = world.add_mutually_exclusive_group()
+    length.add_argument("--frames", type=int, metavar="N", help="frames over train, val and test (600)")
+    length.add_argument("--sequence", type=int, metavar="N", help="instead, one drive of N frames at 30 a second")
+    world.add_argument("--seed", type=int, metavar="S", help="streets and everything drawn at random (0)")
+    world.add_argument("--size", type=int, metavar="PIXELS", help="side of the pictures (256)")
+    world.add_argument("--city", type=int, metavar="K", help="buildings, cars, people and their textures (0)")
+    world.add_argument("--weather", metavar="NAME", help="day, night, fog, rain or glare (default: all by turns)")
+    world.add_argument("--hyperspectral", action="store_true", help="a 16-band camera as a sixth sensor")
+
     train = command(
         "train",
         "Train a segmenter and write a run.",
@@ -65,6 +85,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate.add_argument("--split", help="default: test where it is labelled, else val")
     evaluate.add_argument("--frames", type=int, metavar="N", help="only the first N frames")
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the result here")
+
+    report = command("report", "Write RUN/report.html, one page about a run; evaluates it first if it was not yet.")
+    report.add_argument("run", type=Path, metavar="RUN")
 
     predict = command(
         "predict",
@@ -123,7 +146,10 @@ def _run(words: list[str]) -> int:
         raise RequestError(f"unknown command {first!r}{did_you_mean(first, commands)}")
     known, others = _split(words, {*parser._option_string_actions, *commands[first]._option_string_actions})
     options = parser.parse_args(known)
-    run = {"train": _train, "evaluate": _evaluate, "predict": _predict, "doctor": _doctor}[first]
+    run = {
+        "demo": _demo, "world": _world, "train": _train, "evaluate": _evaluate, "report": _report, "predict": _predict,
+        "doctor": _doctor,
+    }[first]  # fmt: skip
     return run(options, others, f"mlesam {shlex.join(words)}")
 
 
@@ -165,6 +191,37 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def _demo(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    overrides = _overrides(others, "demo")
+    from mlesam.demo import demo
+
+    names = ("demo", *(f"demo-{number}" for number in itertools.count(2)))
+    out = options.out or next(path for name in names if not (path := Path("runs") / name).exists())
+    demo(out, overrides, _console(), _counting)
+    return 0
+
+
+def _world(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    _nothing_left(others, "world")
+    from mlesam.world import WorldOptions, write_world
+
+    given = {"seed": options.seed, "size": options.size, "city": options.city, "weather": options.weather}
+    given |= {"frames": options.sequence if options.frames is None else options.frames, "hyperspectral": options.hyperspectral or None}
+    given["sequence"] = options.sequence is not None or None
+    chosen = WorldOptions(**{name: value for name, value in given.items() if value is not None})
+    console = _console()
+    began = time.monotonic()
+    with _counting(console, "rendering") as advance:
+        about = write_world(options.out, chosen, advance)
+    rate = chosen.frames / (time.monotonic() - began)
+    console.print(
+        f"{chosen.frames} frames in {options.out}, {rate:.0f} a second (world version {about['world_version']}, frames sha256 "
+        f"{str(about['frames_sha256'])[:12]}); next: mlesam train --data folder:{options.out}",
+        soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
+    return 0
 
 
 def _train(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
@@ -221,6 +278,19 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
         )
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     console.print(f"stored in {path}{f' and {options.out}' if options.out else ''}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _report(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    _nothing_left(others, "report")
+    from mlesam.evaluation.report import write_report
+    from mlesam.model.run import Run
+
+    console = _console()
+    run = Run.load(options.run)
+    with _counting(console, "evaluating") as advance:
+        path = write_report(run, advance=advance)
+    console.print(f"report written to {path}", soft_wrap=True, markup=False, highlight=False)
     return 0
 
 

@@ -18,7 +18,10 @@ import yaml
 
 from mlesam.errors import RequestError, did_you_mean
 
-PRESETS = ("nano", "tiny", "small", "base_plus", "large")
+PRESETS = ("nano", "nano-random", "tiny", "small", "base_plus", "large")
+"""Foundations that need no download. ``nano`` is pre-trained and comes with the package."""
+RANDOM_PRESETS = PRESETS[1:]
+"""Those that start from random weights."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class ModelConfig:
     """MLE-SAM (arXiv 2412.04220) on SAM2."""
 
     foundation: str = "nano"
-    """Preset (nano, tiny, small, base_plus, large: random weights), Hub id, ``transformers`` folder or Meta ``.pt``."""
+    """``nano`` (small, pre-trained, comes with the package), a preset with random weights (nano-random, tiny, small,
+    base_plus, large), a Hub id, a ``transformers`` folder or a Meta ``.pt``."""
     revision: str | None = None
     """Revision of the Hub repository."""
     train: Literal["auto", "experts", "all"] = "auto"

@@ -11,7 +11,7 @@ from typing import Any
 from mlesam.config import DataConfig
 from mlesam.errors import RequestError, did_you_mean
 
-KINDS = ("folder",)
+KINDS = ("folder", "world")
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,21 @@ class Dataset(ABC):
 
 
 def open_dataset(name: str, config: DataConfig | None = None) -> Dataset:
-    """Open ``KIND:PATH``, with what a recipe declares on top of what the dataset itself says.
+    """Open ``folder:PATH`` or ``world:OPTIONS``, with what a recipe declares on top of what the dataset itself says.
 
     Raises:
-        RequestError: no such kind or path.
+        RequestError: no such kind, path or option.
     """
     from mlesam.data.folder import FolderDataset
+    from mlesam.data.world import WorldDataset
 
     kind, _, path = name.partition(":")
     if not path and Path(name).is_dir():
         raise RequestError(f"{name!r} does not say what kind of dataset it is; write folder:{name}.")
     if kind not in KINDS:
         raise RequestError(f"unknown kind of dataset {kind!r} in {name!r}{did_you_mean(kind, KINDS)}")
+    if kind == "world":
+        return WorldDataset(path, config or DataConfig())
     if not path:
         raise RequestError(f"{name!r} names no folder; write {kind}:PATH.")
     return FolderDataset(Path(path), config or DataConfig(), name)

@@ -20,6 +20,7 @@ from mlesam.evaluation.protocols import Condition, evaluate_subsets, metrics
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import Run
 from mlesam.sample import Classes
+from mlesam.sensors.spec import SensorSpec
 
 PROTOCOLS = ("subsets",)
 FOLDER = "evaluation"
@@ -61,6 +62,75 @@ def evaluate(
         raise RequestError(f"unknown protocol {protocol!r}{did_you_mean(protocol, PROTOCOLS)}")
     if limit is not None and limit < 1:
         raise RequestError(f"--frames is {limit}, but it must be at least 1.")
+    scored = open_split(run, data, class_map, split)
+    frames, modalities = scored.frames[:limit], tuple(scored.sensors)
+    model = run.load_model().to("cuda" if torch.cuda.is_available() else "cpu")
+    loader = evaluation_loader(EvaluationFrames(frames, scored.sensors, scored.classes, run.recipe.data.resize))
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        advance(done, len(frames))
+
+    conditions = evaluate_subsets(model, batches(loader), modalities, frames, count)
+    result = metrics(
+        conditions,
+        frames,
+        dataset=scored.dataset,
+        split=scored.split,
+        modalities=modalities,
+        classes=run.classes.names,
+        protocol=protocol,
+        seed=run.recipe.seed,
+    )
+    return Evaluation(result, conditions, frames, scored.left_out)
+
+
+def store(run: Run, evaluation: Evaluation, out: Path | None) -> Path:
+    """Write ``metrics.json`` inside the run, and to ``out`` as well. Returns the path inside the run."""
+    result = evaluation.metrics
+    own = result["dataset"] == run.recipe.data.dataset
+    other = "" if own else re.sub(r"[^A-Za-z0-9]+", "-", result["dataset"]).strip("-") + "-"
+    path = run.path / FOLDER / f"{result['protocol']}-{other}{result['split']}-{result['frames']}.json"
+    text = dumps(result)
+    replace_file(path, text)
+    if out is not None:
+        replace_file(out, text)
+    return path
+
+
+def dumps(result: dict[str, Any]) -> str:
+    """``metrics.json`` as text: indented, but each row of the confusion matrix on one line."""
+    text = json.dumps({**result, "confusion": None} if "confusion" in result else result, indent=2, ensure_ascii=False)
+    if "confusion" in result:
+        rows = ",\n".join(f"    {json.dumps(row)}" for row in result["confusion"])
+        # A line break inside a name is escaped, so only the key itself can stand at the start of a line.
+        text = text.replace('\n  "confusion": null', f'\n  "confusion": [\n{rows}\n  ]', 1)
+    return text + "\n"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The frames of a split that can be scored with a run, and how to read them.
+
+    ``left_out`` names the frames without a label or without any of the run's sensors.
+    """
+
+    dataset: str
+    split: str
+    frames: list[Frame]
+    sensors: dict[str, SensorSpec]
+    classes: Classes
+    left_out: list[str]
+
+
+def open_split(run: Run, data: str | None = None, class_map: Path | None = None, split: str | None = None) -> Scored:
+    """Open a split for scoring; the arguments are those of :func:`evaluate`.
+
+    Raises:
+        RequestError: no such dataset or split, or none of the run's sensors. DataError: nothing to score.
+    """
     name = data or run.recipe.data.dataset or ""
     own = data is None or data == run.recipe.data.dataset
     dataset = open_dataset(name, replace(run.recipe.data, sensors={}) if own else DataConfig())
@@ -76,45 +146,10 @@ def evaluate(
         raise DataError(
             f"split {split!r} of {name} has no labelled frame with one of {', '.join(modalities)}; nothing to score."
         )
-    scored = {f.id for f in frames}
-    left_out = [f.id for f in everything if f.id not in scored]
-    frames = frames[:limit]
+    ids = {f.id for f in frames}
     classes = run.classes if own else _classes(dataset, run.classes, class_map)
-    model = run.load_model().to("cuda" if torch.cuda.is_available() else "cpu")
-    sensors = {m: run.sensors[m] for m in modalities}
-    loader = evaluation_loader(EvaluationFrames(frames, sensors, classes, run.recipe.data.resize))
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        advance(done, len(frames))
-
-    conditions = evaluate_subsets(model, batches(loader), modalities, frames, count)
-    result = metrics(
-        conditions,
-        frames,
-        dataset=name,
-        split=split,
-        modalities=modalities,
-        classes=run.classes.names,
-        protocol=protocol,
-        seed=run.recipe.seed,
-    )
-    return Evaluation(result, conditions, frames, left_out)
-
-
-def store(run: Run, evaluation: Evaluation, out: Path | None) -> Path:
-    """Write ``metrics.json`` inside the run, and to ``out`` as well. Returns the path inside the run."""
-    result = evaluation.metrics
-    own = result["dataset"] == run.recipe.data.dataset
-    other = "" if own else re.sub(r"[^A-Za-z0-9]+", "-", result["dataset"]).strip("-") + "-"
-    path = run.path / FOLDER / f"{result['protocol']}-{other}{result['split']}-{result['frames']}.json"
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, text)
-    if out is not None:
-        replace_file(out, text)
-    return path
+    left_out = [f.id for f in everything if f.id not in ids]
+    return Scored(name, split, frames, {m: run.sensors[m] for m in modalities}, classes, left_out)
 
 
 def _classes(dataset: Dataset, target: Classes, class_map: Path | None) -> Classes:

@@ -17,22 +17,25 @@ import torch.nn.functional as F
 
 from mlesam.data.dataset import Frame
 from mlesam.errors import DataError
-from mlesam.evaluation.metrics import confusion_matrix, scores
+from mlesam.evaluation.metrics import confusion_matrix, mean_iou, number, scores
 from mlesam.model.mlesam import MLESAM
 from mlesam.sample import Batch
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One row of a result: which sensors were there, and each frame's confusion matrix.
+    """One row of a result: which sensors were there, and for each frame its confusion matrix and whom the router trusted.
 
     Attributes:
         confusions: (F, C, C) int64. counted: (F,) bool, False where a frame has none of the sensors.
+        shares: (F, M) float64, each sensor's effective share in the fused maps, averaged over levels. The columns are all
+            the sensors that the protocol tests, in its order. A row sums to 1, and is 0 where the frame is not counted.
     """
 
     present: tuple[str, ...]
     confusions: np.ndarray
     counted: np.ndarray
+    shares: np.ndarray
 
     @property
     def name(self) -> str:
@@ -66,6 +69,8 @@ def evaluate_subsets(
     chosen = subsets(modalities)
     confusions = {s: np.zeros((len(frames), classes, classes), dtype=np.int64) for s in chosen}
     counted = {s: np.zeros(len(frames), dtype=bool) for s in chosen}
+    shares = {s: np.zeros((len(frames), len(modalities))) for s in chosen}
+    columns = [model.modalities.index(m) for m in modalities]
     for batch in batches:
         batch = batch.to(device)
         if batch.labels is None:
@@ -78,15 +83,18 @@ def evaluate_subsets(
             covered = part.covered()
             if not bool(covered.all()):
                 part = part.of_frames(covered)
-            predicted = predict(model.decode(part).logits, (batch.labels.shape[-2], batch.labels.shape[-1]))
+            output = model.decode(part)
+            predicted = predict(output.logits, (batch.labels.shape[-2], batch.labels.shape[-1]))
+            share = output.shares.double().mean(dim=1)[:, columns].cpu().numpy()
             for row, position in enumerate(torch.nonzero(covered)[:, 0].tolist()):
                 frame = index[batch.ids[position]]
                 confusions[subset][frame] = (
                     confusion_matrix(predicted[row], batch.labels[position], classes).cpu().numpy()
                 )
                 counted[subset][frame] = True
+                shares[subset][frame] = share[row]
         advance(len(batch))
-    return [Condition(s, confusions[s], counted[s]) for s in chosen]
+    return [Condition(s, confusions[s], counted[s], shares[s]) for s in chosen]
 
 
 def predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -107,7 +115,11 @@ def metrics(
     protocol: str,
     seed: int,
 ) -> dict[str, Any]:
-    """The content of ``metrics.json``: over all frames, and again for each tag over its own frames."""
+    """The content of ``metrics.json``: over all frames, and again for each tag over its own frames.
+
+    The last condition is the one with all sensors: ``confusion`` (C x C counts, rows truth) and ``frame_miou`` (by frame id)
+    are its.
+    """
     everything = np.ones(len(frames), dtype=bool)
     tags = sorted({tag for frame in frames for tag in frame.tags})
     result: dict[str, Any] = {
@@ -118,21 +130,33 @@ def metrics(
         "classes": list(classes),
         "protocol": protocol,
         "seed": seed,
-        **_table(conditions, everything, classes),
+        **_table(conditions, everything, classes, modalities),
         "tags": {},
     }
     for tag in tags:
         own = np.array([tag in frame.tags for frame in frames])
-        result["tags"][tag] = {"frames": int(own.sum()), **_table(conditions, own, classes)}
+        result["tags"][tag] = {"frames": int(own.sum()), **_table(conditions, own, classes, modalities)}
+    if conditions:
+        full = conditions[-1]
+        result["frame_miou"] = {
+            frame.id: number(float(value)) for frame, value in zip(frames, mean_iou(full.confusions), strict=True)
+        }
+        result["confusion"] = full.confusions.sum(axis=0).tolist()
     return result
 
 
-def _table(conditions: Sequence[Condition], own: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def _table(
+    conditions: Sequence[Condition], own: np.ndarray, classes: Sequence[str], modalities: Sequence[str]
+) -> dict[str, Any]:
     rows = []
     for condition in conditions:
         chosen = own & condition.counted
         score = scores(condition.confusions[chosen].sum(axis=0), classes)
-        rows.append({"name": condition.name, "present": list(condition.present), **score, "frames": int(chosen.sum())})
+        # A frame that lacks a sensor gives it no trust, so the means of a row sum to 1 as each frame's shares do.
+        mean = condition.shares[chosen].mean(axis=0) if chosen.any() else np.full(len(modalities), np.nan)
+        weights = {m: number(float(w)) for m, w in zip(modalities, mean, strict=True) if m in condition.present}
+        row = {"name": condition.name, "present": list(condition.present), **score, "weights": weights}
+        rows.append({**row, "frames": int(chosen.sum())})
     known = [row["miou"] for row in rows if row["miou"] is not None]
     full = rows[-1]["miou"] if rows else None
     summary = {

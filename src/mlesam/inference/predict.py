@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlesam.data.dataset import Frame, open_dataset
+from mlesam.data.dataset import KINDS, Frame, open_dataset
 from mlesam.data.folder import FolderDataset
 from mlesam.errors import DataError, RequestError
 from mlesam.inference.segmenter import Segmenter
@@ -21,11 +21,11 @@ SUMMARY = "prediction.json"
 
 
 def find_frames(source: str, split: str | None = None) -> list[Frame]:
-    """The frames of a dataset (``folder:PATH``) or of a plain folder, labelled or not.
+    """The frames of a dataset (``KIND:PATH``) or of a plain folder, labelled or not.
 
     A folder holds ``<modality>/<id>.<ext>``, or the splits of a dataset; without ``split`` all of them are taken.
     """
-    dataset = open_dataset(source) if source.partition(":")[0] == "folder" else _plain_folder(source)
+    dataset = open_dataset(source) if source.partition(":")[0] in KINDS else _plain_folder(source)
     assert isinstance(dataset, FolderDataset)
     splits = dataset.splits()
     if split is not None:

@@ -23,13 +23,16 @@ from transformers import Sam2Config, Sam2Model
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2VisionConfig
 from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2MaskDecoder, Sam2VisionNeck
 
-from mlesam.config import PRESETS
+from mlesam.config import PRESETS, RANDOM_PRESETS
 from mlesam.errors import DataError, RequestError, did_you_mean
 from mlesam.model.experts import Segment, add_experts
 
 STRIDE = 32
 """Input sides must be multiples of this: the positional embedding is tiled in 8x8 windows at stride 4."""
 LEVEL_STRIDES = (4, 8, 16)
+
+NANO = Path(__file__).resolve().parents[1] / "weights" / "nano"
+"""The pre-trained nano foundation, a ``transformers`` folder. Its card says how it was made."""
 
 # width, blocks, heads, windows, global blocks, positional background, neck width (SAM2's model definitions; nano is ours:
 # windows that divide its maps at 256 pixels, and one block with global attention, without which SAM2's code fails).
@@ -44,7 +47,7 @@ _SIZES: dict[str, tuple[int, list[int], list[int], list[int], list[int], list[in
 
 def preset_config(name: str) -> Sam2Config:
     """The ``transformers`` configuration of a preset."""
-    width, blocks, heads, windows, global_blocks, background, neck = _SIZES[name]
+    width, blocks, heads, windows, global_blocks, background, neck = _SIZES[name.removesuffix("-random")]
     widths = [width * 2**i for i in range(4)]
     trunk = Sam2HieraDetConfig(
         hidden_size=width,
@@ -225,14 +228,16 @@ def load_foundation(name: str, revision: str | None = None, seed: int = 0) -> Lo
     """Build or load a SAM2.
 
     Args:
-        name: a preset (random weights drawn from ``seed``), a Hub id such as ``facebook/sam2.1-hiera-tiny``, a
+        name: ``nano``, another preset (random weights drawn from ``seed``), a Hub id such as ``facebook/sam2.1-hiera-tiny``, a
             ``transformers`` folder, or one of Meta's ``.pt`` files.
         revision: branch, tag or commit of the Hub repository.
 
     Raises:
         RequestError: a name that is none of these. DataError: weights that are damaged, incomplete or another model's.
     """
-    if name in PRESETS:
+    if name == "nano":
+        sam2, source = _from_transformers(str(NANO), None), "nano (pre-trained)"
+    elif name in RANDOM_PRESETS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             sam2 = Sam2Model(preset_config(name))

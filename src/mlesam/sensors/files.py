@@ -114,6 +114,21 @@ def read_label(path: str | Path, colors: Collection[tuple[int, int, int]] = ()) 
     return array
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write what :func:`read_array` reads: PNG for uint8 and uint16 with one or three channels, else ``.npy``."""
+    if path.suffix == ".npy":
+        with path.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+        return
+    import cv2
+
+    stored = array[..., ::-1] if array.ndim == 3 else array  # OpenCV has blue first
+    done, encoded = cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not done:
+        raise ValueError(f"{array.dtype} values of the shape {array.shape} are no PNG")
+    path.write_bytes(encoded.tobytes())
+
+
 def _check_pixels(height: int, width: int, path: Path) -> None:
     if height * width > MAX_PIXELS:
         raise DataError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mlesam.config import PRESETS, Recipe
+from mlesam.config import RANDOM_PRESETS, Recipe
 from mlesam.data.dataset import Dataset, Frame, open_dataset
 from mlesam.data.reading import choose_modalities, resolve_classes, resolve_sensors
 from mlesam.errors import DataError, RequestError
@@ -62,7 +62,7 @@ def prepare(recipe: Recipe) -> Prepared:
     sensors, inferred = resolve_sensors(dataset, modalities, train)
     notes += ([note] if note else []) + inferred
     if recipe.model.train == "auto":
-        random = recipe.model.foundation in PRESETS
+        random = recipe.model.foundation in RANDOM_PRESETS
         recipe = dataclasses.replace(
             recipe, model=dataclasses.replace(recipe.model, train="all" if random else "experts")
         )
