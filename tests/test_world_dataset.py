@@ -479,7 +479,7 @@ def test_no_object_pops_up_or_vanishes() -> None:
         critical = {
             index
             for index in range(1, drive.frames)
-            for edge in (-9.0, 75.0)
+            for edge in (-22.0, 180.0)
             if (places[index] + edge) // CHUNK != (places[index - 1] + edge) // CHUNK
         }
         for index in sorted(critical | set(range(25, drive.frames, 50))):

@@ -207,9 +207,11 @@ def _world(options: argparse.Namespace, others: dict[str, str], command: str) ->
     _nothing_left(others, "world")
     from mlesam.world import WorldOptions, write_world
 
-    given = {"seed": options.seed, "size": options.size, "city": options.city, "weather": options.weather}
-    given |= {"frames": options.sequence if options.frames is None else options.frames, "hyperspectral": options.hyperspectral or None}
-    given["sequence"] = options.sequence is not None or None
+    given = {name: getattr(options, name) for name in ("frames", "seed", "size", "city", "weather")}
+    if options.sequence is not None:
+        given |= {"frames": options.sequence, "sequence": True}
+    if options.hyperspectral:
+        given["hyperspectral"] = True
     chosen = WorldOptions(**{name: value for name, value in given.items() if value is not None})
     console = _console()
     began = time.monotonic()

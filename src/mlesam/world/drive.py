@@ -11,10 +11,12 @@ from mlesam.world.draws import Draws
 from mlesam.world.geometry import Camera
 from mlesam.world.layouts import Street
 from mlesam.world.render import Rig, WorldFrame, crowded, expose
-from mlesam.world.scene import COLUMN, Scene
+from mlesam.world.scene import COLUMN, Scene, bent, slope
 from mlesam.world.weather import ROTA, Weather, weather
 
 FRAMES_PER_SECOND = 30
+SIGHT = 180.0
+"""Metres ahead that are drawn: what comes into sight there is a few pixels large, so that nothing pops up."""
 EVERY = {"rgb": 1, "depth": 2, "lidar": 3, "event": 1, "thermal": 4, "hyperspectral": 6}
 """Each sensor measures in one of so many frames: 30, 15, 10, 30, 7.5 and 5 times a second."""
 
@@ -35,7 +37,7 @@ class Drive:
         self.sway = draws.uniform(0.2, 0.5), draws.uniform(0.0, 1.0)
         self.height = draws.uniform(1.5, 2.1)
         self.pitch = draws.uniform(-0.08, -0.02)
-        # The bend grows away from the origin, so the drive lies around it.
+        # The street bends around its origin, so the drive lies around it too.
         self.start = -self.speed * frames / FRAMES_PER_SECOND / 2
         self.street = Street(city, (seed, "drive"), draws.uniform(26.0, 46.0) - self.start)
 
@@ -47,9 +49,9 @@ class Drive:
         # A triangle wave, smoothed by squaring, instead of a sine, which is not the same on every machine.
         turn = (0.12 * seconds + phase) % 1.0
         wave = 16 * turn * (0.5 - turn) if turn < 0.5 else -16 * (turn - 0.5) * (1.0 - turn)
-        slope = 2 * self.street.bend * abs(z)
-        x = self.street.lane + self.street.bend * z * abs(z) + width * wave
-        yaw = slope / (1 + slope * slope) ** 0.5
+        rise = slope(self.street.bend, z)
+        x = self.street.lane + bent(self.street.bend, z) + width * wave
+        yaw = rise / (1 + rise * rise) ** 0.5
         return Camera((x, self.height, z), yaw, self.pitch, (self.size, self.size), self.rig.focal * self.size)
 
     @cached_property
@@ -57,7 +59,7 @@ class Drive:
         """Objects that the camera would run into somewhere; they are left out of the whole drive."""
         found: set[int] = set()
         for index in range(0, self.frames, 3):
-            scene = self.street.near(self.camera(index).position[2])
+            scene = self.street.near(self.camera(index).position[2], ahead=SIGHT)
             moved = Scene(scene.at(index / FRAMES_PER_SECOND), scene.ground, scene.lamps, scene.pool)
             found |= set(crowded(moved, self.camera(index)).tolist())
         return found
@@ -65,7 +67,7 @@ class Drive:
     def frame(self, index: int, wanted: Collection[str]) -> WorldFrame:
         """One frame with those of the wanted sensors that measure in it."""
         camera = self.camera(index)
-        scene = self.street.near(camera.position[2])
+        scene = self.street.near(camera.position[2], ahead=SIGHT)
         keep = ~np.isin(scene.parts[:, COLUMN["instance"]], sorted(self.met))
         scene = Scene(scene.parts[keep], scene.ground, scene.lamps, scene.pool)
         draws = Draws(self.seed, "exposure", index)

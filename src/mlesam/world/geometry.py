@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlesam.world.scene import BOX, COLUMN, CYLINDER, ELLIPSOID, Ground
+from mlesam.world.scene import BOX, COLUMN, CYLINDER, ELLIPSOID, Ground, bent
 
 NEAR = np.float32(0.15)
 GROUND, SKY = -2, -1
@@ -259,7 +259,7 @@ def ground_surface(ground: Ground, x: np.ndarray, z: np.ndarray) -> np.ndarray:
             np.copyto(best, distance, where=closer)
         return nearest
     assert ground.edges is not None
-    offset = x - np.float32(ground.bend) * z * np.abs(z)
+    offset = x - bent(np.float32(ground.bend), z)
     index = np.zeros(x.shape, dtype=np.int32)
     for edge in ground.edges:
         index += offset > edge

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlesam.world.draws import Draws
-from mlesam.world.scene import ID, MATERIAL, Builder, Ground, Scene, tinted
+from mlesam.world.scene import ID, MATERIAL, Builder, Ground, Scene, bent, slope, tinted
 
 CHUNK = 30.0
 """Metres of street that are drawn as one piece, so that a street has no end."""
@@ -42,7 +42,7 @@ class Street:
         """Offset of the right lane's middle."""
         return self.road / 2
 
-    def near(self, z: float, before: float = 9.0, ahead: float = 75.0) -> Scene:
+    def near(self, z: float, before: float = 22.0, ahead: float = 75.0) -> Scene:
         builder = Builder(self.city)
         for index in range(int(np.floor((z - before) / CHUNK)), int(np.floor((z + ahead) / CHUNK)) + 1):
             self._chunk(builder, index)
@@ -67,7 +67,7 @@ class Street:
         self._traffic(builder, draws, start)
 
     def _x(self, offset: float, z: float) -> float:
-        return offset + self.bend * z * abs(z)
+        return offset + bent(self.bend, z)
 
     def _frontage(self, builder: Builder, draws: Draws, start: float, side: float) -> None:
         """Walls, hedges and what stands behind them."""
@@ -77,9 +77,9 @@ class Street:
             length = draws.uniform(5.0, 10.0)
             if draws.chance(0.75):
                 middle = z + length / 2
-                slope = 2 * self.bend * abs(middle)
-                norm = (1 + slope * slope) ** 0.5
-                builder.barrier(draws, self._x(side * line, middle), middle, length / 2 - 0.2, (1 / norm, slope / norm))
+                rise = slope(self.bend, middle)
+                norm = (1 + rise * rise) ** 0.5
+                builder.barrier(draws, self._x(side * line, middle), middle, length / 2 - 0.2, (1 / norm, rise / norm))
             z += length
         z = start
         while z < start + CHUNK - 4:

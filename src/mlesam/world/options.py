@@ -54,6 +54,8 @@ class WorldOptions:
                 raise RequestError(
                     f"'world:{text}' has the part {part.strip()!r}; write world:NAME=VALUE,...{did_you_mean(name, known)}"
                 )
+            if name in values:
+                raise RequestError(f"'world:{text}' gives {name} twice; give it once.")
             try:
                 values[name] = parse_yaml(value)
             except ValueError:

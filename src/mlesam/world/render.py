@@ -13,7 +13,7 @@ from mlesam.world import sensors
 from mlesam.world.draws import Draws
 from mlesam.world.geometry import Camera, Shadows, look
 from mlesam.world.layouts import YARDS, Street, yard
-from mlesam.world.scene import COLUMN, Scene
+from mlesam.world.scene import COLUMN, Scene, bent
 from mlesam.world.sensors import LidarModel
 from mlesam.world.shading import radiance, surfaces, temperature
 from mlesam.world.weather import ROTA, Weather, weather
@@ -75,7 +75,7 @@ def render_frame(
     z = draws.uniform(0.0, 20.0)
     street = Street(city, (seed, split, index), z + draws.uniform(26.0, 46.0))
     camera = Camera(
-        (street.lane + street.bend * z * abs(z) + draws.uniform(-0.8, 0.8), draws.uniform(1.5, 2.1), z),
+        (street.lane + bent(street.bend, z) + draws.uniform(-0.8, 0.8), draws.uniform(1.5, 2.1), z),
         draws.uniform(-0.22, 0.22), draws.uniform(-0.09, 0.0), (size, size), rig.focal * size,
     )  # fmt: skip
     speed = draws.uniform(4.0, 12.0) if draws.chance(0.8) else 0.0
@@ -152,7 +152,8 @@ def crowded(scene: Scene, camera: Camera) -> np.ndarray:
     reach = np.maximum(parts[:, COLUMN["hx"]], parts[:, COLUMN["hz"]])
     dx, dz = parts[:, COLUMN["cx"]] - np.float32(x), parts[:, COLUMN["cz"]] - np.float32(z)
     away = np.maximum(np.abs(dx) - parts[:, COLUMN["hx"]], np.abs(dz) - parts[:, COLUMN["hz"]])
-    limit = np.where(reach > 1.5, np.float32(1.2), np.float32(2.0))
+    in_path = np.abs(dx) - parts[:, COLUMN["hx"]] < 0.5
+    limit = np.where(reach > 1.5, np.where(in_path, np.float32(4.5), np.float32(1.2)), np.float32(2.0))
     return np.unique(parts[away < limit, COLUMN["instance"]])
 
 

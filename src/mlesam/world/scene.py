@@ -74,13 +74,30 @@ MATERIAL = {name: i for i, name in enumerate(MATERIALS)}
 TEXTURE_OF = np.array([KINDS.index(m.texture) for m in MATERIALS.values()], dtype=np.int32)
 
 
+def bent(bend: float, z):
+    """How far to the right a street's middle line has moved at ``z``: a parabola that goes on straight after 60 m.
+
+    Args:
+        z: metres, a number or an array of float32, which the result then is as well.
+    """
+    curved = np.minimum(np.abs(z), np.float32(60.0))
+    if not isinstance(z, np.ndarray):
+        curved = min(abs(z), 60.0)
+    return bend * np.sign(z) * curved * (2 * np.abs(z) - curved)
+
+
+def slope(bend: float, z: float) -> float:
+    """Rise of :func:`bent` at ``z``: metres to the right per metre ahead."""
+    return 2 * bend * min(abs(z), 60.0)
+
+
 @dataclass(frozen=True)
 class Ground:
     """Surfaces of the plane y = 0.
 
     ``edges`` and ``surfaces`` describe a street: offsets from its middle line where one surface ends and the next begins.
     ``seeds`` (K, 2) describe a yard instead: every point has the surface of the nearest seed.
-    Each surface is (label, material, red, green, blue). ``bend`` moves the middle line by bend * z**2.
+    Each surface is (label, material, red, green, blue). ``bend`` moves the middle line, see :func:`bent`.
     """
 
     surfaces: np.ndarray

@@ -17,6 +17,7 @@ from mlesam.world.scene import (
     TEXTURE_OF,
     WINDOWS,
     Scene,
+    bent,
 )
 from mlesam.world.textures import LEVELS, SPAN, TILE, texture_stack
 from mlesam.world.weather import Weather, clearness
@@ -186,7 +187,7 @@ def _paint_road(scene: Scene, x: np.ndarray, z: np.ndarray, road: np.ndarray, co
     """Lane markings and a crosswalk, painted in place."""
     ground = scene.ground
     assert ground.edges is not None
-    offset = x - np.float32(ground.bend) * z * np.abs(z)
+    offset = x - bent(np.float32(ground.bend), z)
     half = ground.edges[2]
     dash = z - np.float32(6.0) * np.floor(z / np.float32(6.0))
     middle = (np.abs(offset) < 0.08) & (dash < 3.0)
@@ -223,7 +224,7 @@ def radiance(scene: Scene, seen: Surfaces, weather: Weather) -> np.ndarray:
 
 def _headlights(seen: Surfaces) -> np.ndarray:
     """The camera's own vehicle lights what is ahead, down to the road and not far up."""
-    rx, ry, rz = seen.hits.rays
+    rx, ry, _ = seen.hits.rays
     straight = np.abs(rx) + np.abs(ry + np.float32(0.08)) * np.float32(1.8)
     cone = np.maximum(np.float32(1.0) - straight * straight * np.float32(2.0), 0)
     return HEADLIGHT * cone * np.maximum(seen.facing, np.float32(0.15)) / (seen.distance * seen.distance + 20)

@@ -12,7 +12,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,7 @@ def write_world(
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RequestError(f"{root} exists and is not empty; choose a new directory.")
+    root = root.resolve()
     temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
     jobs = [(split, index) for split, count in options.splits().items() for index in range(count)]
     try:
@@ -74,9 +75,13 @@ def write_world(
             "frames_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
         }
         _write_text(temporary, options, about, tags)
-        with suppress(FileNotFoundError):
-            root.rmdir()
-        temporary.rename(root)
+        if root.exists():  # it may be somebody's current directory, which must stay what it is
+            for path in sorted(temporary.iterdir(), key=lambda p: p.name == ABOUT):
+                path.rename(root / path.name)
+        else:
+            temporary.rename(root)
+    except BrokenProcessPool as error:
+        raise WorkError(f"a process that rendered {root} was killed, perhaps for memory; render it again.") from error
     except OSError as error:
         raise WorkError(f"{root} cannot be written ({error}); make room or choose another place.") from error
     finally:
