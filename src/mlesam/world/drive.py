@@ -9,7 +9,7 @@ import numpy as np
 
 from mlesam.world.draws import Draws
 from mlesam.world.geometry import Camera
-from mlesam.world.layouts import Street
+from mlesam.world.layouts import FASTEST, Street
 from mlesam.world.render import Rig, WorldFrame, crowded, expose
 from mlesam.world.scene import COLUMN, Scene, bent, slope
 from mlesam.world.weather import ROTA, Weather, weather
@@ -59,15 +59,20 @@ class Drive:
         """Objects that the camera would run into somewhere; they are left out of the whole drive."""
         found: set[int] = set()
         for index in range(0, self.frames, 3):
-            scene = self.street.near(self.camera(index).position[2], ahead=SIGHT)
+            scene = self._around(index)
             moved = Scene(scene.at(index / FRAMES_PER_SECOND), scene.ground, scene.lamps, scene.pool)
             found |= set(crowded(moved, self.camera(index)).tolist())
         return found
 
+    def _around(self, index: int) -> Scene:
+        """What may be in sight, also traffic that has come from further away since the drive began."""
+        come = FASTEST * index / FRAMES_PER_SECOND
+        return self.street.near(self.camera(index).position[2], 22.0 + come, SIGHT + come)
+
     def frame(self, index: int, wanted: Collection[str]) -> WorldFrame:
         """One frame with those of the wanted sensors that measure in it."""
         camera = self.camera(index)
-        scene = self.street.near(camera.position[2], ahead=SIGHT)
+        scene = self._around(index)
         keep = ~np.isin(scene.parts[:, COLUMN["instance"]], sorted(self.met))
         scene = Scene(scene.parts[keep], scene.ground, scene.lamps, scene.pool)
         draws = Draws(self.seed, "exposure", index)

@@ -9,6 +9,8 @@ from mlesam.world.scene import ID, MATERIAL, Builder, Ground, Scene, bent, slope
 
 CHUNK = 30.0
 """Metres of street that are drawn as one piece, so that a street has no end."""
+FASTEST = 9.0
+"""Metres per second of the fastest traffic."""
 YARDS = 1_000_000
 """Asset pools from here on belong to pre-training."""
 
@@ -22,6 +24,7 @@ class Street:
 
     def __init__(self, city: int, seed: tuple[int | str, ...], end: float) -> None:
         self.city, self.seed, self.end = city, seed, end
+        self._pieces: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         draws = Draws(city, "street", *seed)
         self.road = draws.uniform(3.3, 4.3)
         self.walk = draws.uniform(1.8, 3.0)
@@ -43,28 +46,36 @@ class Street:
         return self.road / 2
 
     def near(self, z: float, before: float = 22.0, ahead: float = 75.0) -> Scene:
+        pieces = range(int(np.floor((z - before) / CHUNK)), int(np.floor((z + ahead) / CHUNK)) + 1)
+        scenes = [self._piece(index) for index in pieces] + [self._last_houses()]
+        outer = self.road + self.walk
+        edges = np.array([-outer, -self.road, self.road, outer], dtype=np.float32)
+        ground = Ground(self.surfaces[[2, 1, 0, 1, 2]], edges, None, self.bend, self.crosswalk)
+        parts, lamps = (np.concatenate(arrays) for arrays in zip(*scenes, strict=True))
+        return Scene(parts, ground, lamps, self.city)
+
+    def _piece(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Parts and lamps of a piece of the street; a drive asks for the same one in many frames."""
+        if index not in self._pieces:
+            builder = Builder(self.city)
+            draws = Draws(self.city, "chunk", *self.seed, index + 1000)
+            builder.count = (index + 1000) * 200
+            start = index * CHUNK
+            for side in (-1.0, 1.0):
+                self._frontage(builder, draws, start, side)
+                self._sidewalk(builder, draws, start, side)
+            self._traffic(builder, draws, start)
+            builder.drop_beyond(self.end - 1.5)
+            self._pieces[index] = builder.arrays()
+        return self._pieces[index]
+
+    def _last_houses(self) -> tuple[np.ndarray, np.ndarray]:
         builder = Builder(self.city)
-        for index in range(int(np.floor((z - before) / CHUNK)), int(np.floor((z + ahead) / CHUNK)) + 1):
-            self._chunk(builder, index)
-        builder.drop_beyond(self.end - 1.5)
         draws = Draws(self.city, "end", *self.seed)
         for side in (-1.0, 0.0, 1.0):
             width = draws.uniform(9.0, 11.0)
             builder.building(draws, self._x(20.0 * side, self.end), self.end + 4.0, width, 4.0)
-        outer = self.road + self.walk
-        edges = np.array([-outer, -self.road, self.road, outer], dtype=np.float32)
-        order = [2, 1, 0, 1, 2]
-        ground = Ground(self.surfaces[order], edges, None, self.bend, self.crosswalk)
-        return builder.scene(ground)
-
-    def _chunk(self, builder: Builder, index: int) -> None:
-        draws = Draws(self.city, "chunk", *self.seed, index + 1000)
-        builder.count = (index + 1000) * 200
-        start = index * CHUNK
-        for side in (-1.0, 1.0):
-            self._frontage(builder, draws, start, side)
-            self._sidewalk(builder, draws, start, side)
-        self._traffic(builder, draws, start)
+        return builder.arrays()
 
     def _x(self, offset: float, z: float) -> float:
         return offset + bent(self.bend, z)
@@ -120,7 +131,7 @@ class Street:
         for side, probability in ((1.0, 0.35), (-1.0, 0.6)):
             if draws.chance(probability):
                 z = start + draws.uniform(0.0, CHUNK)
-                speed = draws.uniform(3.0, 9.0)
+                speed = draws.uniform(3.0, FASTEST)
                 builder.vehicle(draws, self._x(side * self.lane, z), z, (side, 0.0), speed, running=True)
         if draws.chance(0.25):  # someone crosses
             z = start + draws.uniform(0.0, CHUNK)

@@ -287,9 +287,14 @@ class Builder:
             self.part(ELLIPSOID, (x + 0.6, 0.3, z + 0.1), (0.42, 0.34, 0.42), "clutter", "cloth", color)
         self.done()
 
-    def scene(self, ground: Ground) -> Scene:
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Parts (N, len(FIELDS)) and lamps (K, 3), float32."""
         parts = np.array(self.rows, dtype=np.float32).reshape(-1, len(FIELDS))
-        return Scene(parts, ground, np.array(self.lamps, dtype=np.float32).reshape(-1, 3), self.pool)
+        return parts, np.array(self.lamps, dtype=np.float32).reshape(-1, 3)
+
+    def scene(self, ground: Ground) -> Scene:
+        parts, lamps = self.arrays()
+        return Scene(parts, ground, lamps, self.pool)
 
 
 def tinted(draws: Draws, color: tuple[float, float, float], spread: float) -> tuple[float, float, float]:
