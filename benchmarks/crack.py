@@ -8,10 +8,8 @@ project; the recipe says where they are expected.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -19,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from conditions import conditions
 from mlesam.config import load_recipe
 from mlesam.evaluation.evaluate import evaluate, store
-from mlesam.evaluation.metrics import block_bootstrap, mean_iou
+from mlesam.evaluation.metrics import block_bootstrap, mean_iou, paired_bootstrap
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import LOG, Run
 
@@ -64,12 +62,7 @@ def paired_gain(conditions: Any, chosen: np.ndarray) -> dict[str, Any]:
     """mIoU of all sensors less that of RGB alone on the chosen frames, with the interval of the difference."""
     by_name = {c.present: c.confusions[chosen] for c in conditions}
     full, rgb = by_name[conditions[-1].present], by_name[("rgb",)]
-    frames = len(full)
-    rng = np.random.default_rng(0)
-    starts = rng.integers(0, frames, size=(2000, -(-frames // BLOCK)))
-    picked = ((starts[..., None] + np.arange(BLOCK)) % frames).reshape(2000, -1)[:, :frames]
-    draws = mean_iou(full[picked].sum(axis=1)) - mean_iou(rgb[picked].sum(axis=1))
-    low, high = np.quantile(draws, [0.025, 0.975])
+    low, high = paired_bootstrap(full, rgb, BLOCK)
     gain = float(mean_iou(full.sum(axis=0)) - mean_iou(rgb.sum(axis=0)))
     return {"tag": "dark", "gain_over_rgb": round(gain, 4), "interval": [round(float(low), 4), round(float(high), 4)]}
 
@@ -93,9 +86,7 @@ def main() -> None:
     result = {
         "name": "crack",
         "command": "python benchmarks/crack.py",
-        "commit": _commit(),
-        "machine": f"{os.cpu_count()} CPU cores ({_processor()}), torch {torch.__version__}, {torch.get_num_threads()} threads",
-        "date": datetime.date.today().isoformat(),
+        **conditions(),
         "seed": recipe.seed,
         "conditions": {
             "dataset": "cracks, RGB + thermal + depth, 400x400 (github.com/teng2023, commit d107320)",
@@ -115,19 +106,6 @@ def main() -> None:
         print(f"{row['tag'] or 'all':5} {'+'.join(row['present']):24} {row['miou']:.3f}  {row['interval']}")
     print(f"dark, all sensors against rgb alone: {gain['gain_over_rgb']:+.3f}  {gain['interval']}")
     print(f"training took {seconds / 60:.1f} minutes; written to {options.result}")
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    return done.stdout.strip() or "unknown"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

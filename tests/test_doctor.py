@@ -171,7 +171,7 @@ def test_a_recipe_without_a_dataset_is_a_note(tmp_path: Path) -> None:
 def test_a_frozen_preset_is_a_note(data: Path) -> None:
     assert (
         "has random weights, and train: experts keeps them frozen"
-        in ask(recipe_file(data, "model: {train: experts}\n"))[1]
+        in ask(recipe_file(data, "model: {foundation: nano-random, train: experts}\n"))[1]
     )
     assert "random weights, and" not in ask(recipe_file(data))[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from transformers import Sam2Model
 
 from mlesam.errors import RequestError
 from mlesam.model.experts import Expert, Segment
-from mlesam.model.foundation import Foundation, load_foundation, preset_config
+from mlesam.model.foundation import NANO, Foundation, load_foundation, preset_config
+from mlesam.training.pretrain import PointPrompted, held_out
 
 SIZES = {"square": (64, 64), "wide": (64, 160), "tall": (192, 96), "smallest": (32, 32)}
 
@@ -160,10 +162,27 @@ def test_the_foundation_is_frozen_from_the_start() -> None:
 
 def test_a_preset_is_drawn_from_its_seed_and_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
-    first, again, other = (load_foundation("nano", seed=s).foundation for s in (3, 3, 4))
+    first, again, other = (load_foundation("nano-random", seed=s).foundation for s in (3, 3, 4))
     assert torch.equal(before, torch.random.get_rng_state())
     assert first.sha256 == again.sha256 != other.sha256
-    assert "nano" in first.source
+    assert "random weights, seed 3" in first.source
+
+
+def test_nano_comes_pre_trained_and_is_the_same_whatever_the_seed() -> None:
+    """Its own decoder finds the object under a point in a picture of a yard that no training ever showed."""
+    sam2 = Sam2Model.from_pretrained(NANO)
+    one, other = (load_foundation("nano", seed=s).foundation for s in (0, 1))
+    assert one.sha256 == other.sha256
+    assert torch.equal(
+        one.trunk.patch_embed.projection.weight, sam2.vision_encoder.backbone.patch_embed.projection.weight
+    )
+    assert sum(p.stat().st_size for p in NANO.iterdir()) < 12_000_000
+    stored = json.loads((NANO / "training.json").read_text())["held_out"]
+    found = held_out(PointPrompted(sam2), frames=32)
+    assert found["iou_best_of_three"] == pytest.approx(stored["iou_best_of_three"], abs=0.08)
+    torch.manual_seed(0)
+    random = Sam2Model(preset_config("nano"))
+    assert found["iou_best_of_three"] > held_out(PointPrompted(random), frames=32)["iou_best_of_three"] + 0.15
 
 
 @pytest.mark.parametrize("name", ["trunk.blocks.5.attn.qkv.weight", "neck.convs.0.bias", "no_mask", "position"])

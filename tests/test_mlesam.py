@@ -462,7 +462,7 @@ def test_the_same_seed_builds_the_same_model_and_gives_the_same_numbers() -> Non
     models = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        models.append(MLESAM(SENSORS, CLASSES, ModelConfig(rank=4), seed=seed).eval())
+        models.append(MLESAM(SENSORS, CLASSES, ModelConfig("nano-random", rank=4), seed=seed).eval())
     states = [m.state_dict() for m in models]
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
     assert not torch.equal(states[0]["experts.rgb.query.0.a"], states[2]["experts.rgb.query.0.a"])

@@ -187,7 +187,7 @@ def test_an_interrupted_training_says_how_to_go_on(
 
 
 def test_a_foundation_of_random_weights_is_trained_unless_told_otherwise(dataset: Path, tmp_path: Path) -> None:
-    run = train(recipe(dataset, model__train="auto"), tmp_path / "run")
+    run = train(recipe(dataset, model__train="auto", model__foundation="nano-random"), tmp_path / "run")
     assert run.recipe.model.train == "all"
     assert "starts from random weights, so all of it is trained" in " ".join(
         json.loads((run.path / "run.json").read_text())["notes"]

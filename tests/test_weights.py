@@ -405,9 +405,9 @@ def test_a_frozen_foundation_takes_no_byte_of_a_checkpoint(tmp_path: Path) -> No
 def test_weights_of_another_foundation_are_refused(tmp_path: Path) -> None:
     save_weights(small_model(), tmp_path / "model.safetensors", {})
     torch.manual_seed(0)
-    other = MLESAM({"rgb": 3, "thermal": 1}, 3, ModelConfig(rank=2), seed=1)
+    other = MLESAM({"rgb": 3, "thermal": 1}, 3, ModelConfig("nano-random", rank=2), seed=1)
     before = {n: v.clone() for n, v in other.state_dict().items()}
-    with pytest.raises(DataError, match=r"trained on another foundation than nano \(random weights, seed 1\)"):
+    with pytest.raises(DataError, match=r"trained on another foundation than nano-random \(random weights, seed 1\)"):
         load_weights(other, tmp_path / "model.safetensors")
     assert all(torch.equal(v, before[n]) for n, v in other.state_dict().items()), "nothing is loaded before the check"
 

@@ -84,9 +84,15 @@ def demo(out: Path, overrides: dict[str, str], console: Console, counting: Count
     store(run, evaluation, out / "metrics.json")
     table(evaluation.metrics, console)
 
-    tell(4, "A report", "One page with pictures: what each sensor sees, what is lost without it, and whom the router trusts.")
+    tell(
+        4,
+        "A report",
+        "One page with pictures: what each sensor sees, what is lost without it, and whom the router trusts.",
+    )
     command(f"mlesam report {run_folder}")
     write_report(run, out / "report.html")
     console.print(f"open {out / 'report.html'}", soft_wrap=True, highlight=False)
-    tell(5, "Your own data", "Put your sensors' files into one folder each, and the same commands do the same for them.")
+    tell(
+        5, "Your own data", "Put your sensors' files into one folder each, and the same commands do the same for them."
+    )
     command("mlesam train --data folder:data/mine --out runs/mine")

@@ -225,12 +225,12 @@ def _culprit(values: dict[str, Any], message: str) -> tuple[str | None, Any] | N
 
 def _foundation(recipe: Recipe, facts: list[tuple[str, str]], findings: Findings, console: Console) -> None:
     from mlesam.checks.weights import check_foundation
-    from mlesam.config import PRESETS
+    from mlesam.config import RANDOM_PRESETS
 
     checked = check_foundation(recipe.model.foundation, recipe.model.revision)
     show_facts([*facts, *checked.facts], console)
     findings.add(checked)
-    if recipe.model.foundation in PRESETS and recipe.model.train == "experts":
+    if recipe.model.foundation in RANDOM_PRESETS and recipe.model.train == "experts":
         findings.note(
             "foundation",
             f"the preset {recipe.model.foundation} has random weights, and train: experts keeps them frozen; for SAM2's own, "

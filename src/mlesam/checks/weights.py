@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mlesam.checks.findings import Findings
-from mlesam.config import PRESETS
+from mlesam.config import PRESETS, RANDOM_PRESETS
 from mlesam.errors import DataError, did_you_mean
 from mlesam.model.checkpoints import load_pickle, read_meta_checkpoint, rename
-from mlesam.model.foundation import preset_config
+from mlesam.model.foundation import NANO, preset_config
 
 _VIDEO = "occlusion_spatial_embedding_parameter"  # what SAM 2.1 has and SAM 2.0 has not, in the names of `transformers`
 
@@ -44,7 +44,9 @@ class WeightsFindings(Findings):
 def check_foundation(name: str, revision: str | None = None) -> WeightsFindings:
     """Check what ``model.foundation`` names: a preset, a Hub id, a ``transformers`` folder or a ``.pt`` file."""
     findings = WeightsFindings()
-    if name in PRESETS:
+    if name == "nano":
+        findings.facts.append(("foundation", f"nano, pre-trained, in {NANO}"))
+    elif name in RANDOM_PRESETS:
         findings.facts.append(("foundation", f"{name}, random weights drawn from the seed"))
     elif name.endswith((".pt", ".pth")) or Path(name).is_dir():
         return check_checkpoint(Path(name))

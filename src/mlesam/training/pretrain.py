@@ -251,7 +251,11 @@ def held_out(model: PointPrompted, frames: int = 128) -> dict[str, float]:
         first += float(ious.gather(2, quality.argmax(dim=2, keepdim=True)).sum())
         count += ious.shape[0] * ious.shape[1]
     model.train()
-    return {"iou_best_of_three": round(best / count, 4), "iou_most_confident": round(first / count, 4), "prompts": count}
+    return {
+        "iou_best_of_three": round(best / count, 4),
+        "iou_most_confident": round(first / count, 4),
+        "prompts": count,
+    }
 
 
 def _loader(seed: int, steps: int, batch: int, workers: int) -> DataLoader:

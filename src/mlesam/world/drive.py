@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from functools import cached_property
 
@@ -51,7 +52,7 @@ class Drive:
         wave = 16 * turn * (0.5 - turn) if turn < 0.5 else -16 * (turn - 0.5) * (1.0 - turn)
         rise = slope(self.street.bend, z)
         x = self.street.lane + bent(self.street.bend, z) + width * wave
-        yaw = rise / (1 + rise * rise) ** 0.5
+        yaw = rise / math.sqrt(1 + rise * rise)
         return Camera((x, self.height, z), yaw, self.pitch, (self.size, self.size), self.rig.focal * self.size)
 
     @cached_property

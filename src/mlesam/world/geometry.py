@@ -7,6 +7,7 @@ what a pixel shows, so that every processor draws the same picture.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,7 @@ class Camera:
     def rotation(self) -> np.ndarray:
         """(3, 3), columns are the camera's right, up and forward in world coordinates."""
         sin_y, sin_p = self.yaw, self.pitch
-        cos_y, cos_p = (1 - sin_y * sin_y) ** 0.5, (1 - sin_p * sin_p) ** 0.5
+        cos_y, cos_p = math.sqrt(1 - sin_y * sin_y), math.sqrt(1 - sin_p * sin_p)
         return np.array([
             [cos_y, -sin_y * sin_p, sin_y * cos_p],
             [0.0, cos_p, sin_p],
@@ -152,7 +153,9 @@ def _windows(camera: Camera, parts: np.ndarray) -> np.ndarray:
     rotation = camera.rotation()
     half = parts[:, None, 3:6] * _CORNERS
     cos, sin = parts[:, None, COLUMN["cos"]], parts[:, None, COLUMN["sin"]]
-    local = np.stack([cos * half[..., 0] + sin * half[..., 2], half[..., 1], cos * half[..., 2] - sin * half[..., 0]], -1)
+    local = np.stack(
+        [cos * half[..., 0] + sin * half[..., 2], half[..., 1], cos * half[..., 2] - sin * half[..., 0]], -1
+    )
     world = parts[:, None, :3] + local - np.array(camera.position, dtype=np.float32)
     x, y, z = (sum(rotation[i, axis] * world[..., i] for i in range(3)) for axis in range(3))
     # Edges that cross the near plane are cut there, so that what stands beside the camera gets a tight window too.

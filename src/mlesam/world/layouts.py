@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from mlesam.world.draws import Draws
@@ -89,7 +91,7 @@ class Street:
             if draws.chance(0.75):
                 middle = z + length / 2
                 rise = slope(self.bend, middle)
-                norm = (1 + rise * rise) ** 0.5
+                norm = math.sqrt(1 + rise * rise)
                 builder.barrier(draws, self._x(side * line, middle), middle, length / 2 - 0.2, (1 / norm, rise / norm))
             z += length
         z = start
@@ -155,7 +157,8 @@ def yard(pool: int, seed: tuple[int | str, ...]) -> Scene:
         x, z = draws.uniform(-22, 22), draws.uniform(9, 55)
         builder.building(draws, x, z, draws.uniform(2.0, 6.0), draws.uniform(2.0, 6.0))
     for _ in range(22 + draws.integer(14)):
-        z = 2.5 + 34 * draws.uniform() ** 1.5
+        share = draws.uniform()
+        z = 2.5 + 34 * share * math.sqrt(share)
         x = draws.uniform(-0.75, 0.75) * (z + 2)
         angle = draws.choice(((1.0, 0.0), (0.8, 0.6), (0.6, 0.8), (0.0, 1.0), (0.8, -0.6), (0.6, -0.8)))
         kind = draws.integer(8)

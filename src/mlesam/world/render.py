@@ -60,8 +60,14 @@ class WorldFrame:
 
 
 def render_frame(
-    seed: int, split: str, index: int, size: int = 256, city: int = 0, rig: Rig | None = None,
-    wanted: Collection[str] = SENSORS, condition: str | None = None,
+    seed: int,
+    split: str,
+    index: int,
+    size: int = 256,
+    city: int = 0,
+    rig: Rig | None = None,
+    wanted: Collection[str] = SENSORS,
+    condition: str | None = None,
 ) -> WorldFrame:
     """Frame ``index`` of a split: a street of its own, a condition by turns, a camera somewhere on the road.
 
@@ -97,8 +103,15 @@ def render_yard(seed: int, index: int, size: int) -> WorldFrame:
 
 
 def expose(
-    scene: Scene, camera: Camera, air: Weather, seconds: float, before: Camera, rig: Rig, draws: Draws,
-    wanted: Collection[str], fault: str | None,
+    scene: Scene,
+    camera: Camera,
+    air: Weather,
+    seconds: float,
+    before: Camera,
+    rig: Rig,
+    draws: Draws,
+    wanted: Collection[str],
+    fault: str | None,
 ) -> WorldFrame:
     """Every wanted sensor at one time.
 
@@ -108,7 +121,9 @@ def expose(
     parts = scene.at(seconds)
     shadows = None
     if air.direct.any():
-        center = np.array(camera.position, dtype=np.float32) * np.array([1, 0, 1], np.float32) + np.array([0, 2, 22], np.float32)
+        center = np.array(camera.position, dtype=np.float32) * np.array([1, 0, 1], np.float32) + np.array(
+            [0, 2, 22], np.float32
+        )
         shadows = Shadows.cast(air.sun, center, parts)
     seen = surfaces(scene, look(camera, parts), parts, air, shadows)
     images: dict[str, np.ndarray] = {}

@@ -235,7 +235,9 @@ class Builder:
             length, height = own.uniform(2.4, 3.6), own.uniform(1.05, 1.4)
             self._box(forward(-0.4), 0.35 + height, (1.1, height, length), "paint", color, heading, glass, BODY, 0.3 * heat,
                       velocity)  # fmt: skip
-            self._box(forward(length + 0.1), 0.95, (1.0, 0.65, 0.55), "paint", color, heading, glass, BODY, heat, velocity)
+            self._box(
+                forward(length + 0.1), 0.95, (1.0, 0.65, 0.55), "paint", color, heading, glass, BODY, heat, velocity
+            )
         else:
             length = own.uniform(1.9, 2.3)
             self._box(forward(0.0), 0.65, (0.88, 0.42, length), "paint", color, heading, glass, BODY, heat, velocity)
@@ -267,7 +269,9 @@ class Builder:
 
     def clutter(self, draws: Draws, x: float, z: float) -> None:
         own = self.asset("clutter", draws)
-        color = tinted(own, own.choice(((0.10, 0.28, 0.14), (0.45, 0.30, 0.10), (0.10, 0.18, 0.42), (0.55, 0.28, 0.05))), 0.3)
+        color = tinted(
+            own, own.choice(((0.10, 0.28, 0.14), (0.45, 0.30, 0.10), (0.10, 0.18, 0.42), (0.55, 0.28, 0.05))), 0.3
+        )
         turn = draws.choice(((1.0, 0.0), (0.8, 0.6), (0.6, -0.8)))
         shape = own.integer(4)
         if shape == 0:  # a bin

@@ -44,7 +44,9 @@ class LidarModel:
 def _gamma() -> np.ndarray:
     """sRGB-like curve from 12-bit linear light to 8 bits."""
     linear = np.arange(4096) / 4095
-    return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)).astype(np.uint8)
+    return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)).astype(
+        np.uint8
+    )
 
 
 def develop(light: np.ndarray) -> np.ndarray:
@@ -125,7 +127,9 @@ def depth(seen: Surfaces, picture: np.ndarray, draws: Draws, fault: str | None =
     saturated = np.clip((np.float32(253) - grey) / np.float32(8), 0, 1)
     found = brightness * saturated * np.float32(0.98)
     block = max(2, height // 48)
-    draw = np.repeat(np.repeat(draws.uniforms(-(-height // block), -(-width // block)), block, 0), block, 1)[:height, :width]
+    draw = np.repeat(np.repeat(draws.uniforms(-(-height // block), -(-width // block)), block, 0), block, 1)[
+        :height, :width
+    ]
     # Left of a near edge the second camera looks past it.
     behind = metres - np.minimum(metres, np.roll(metres, -max(1, width // 64), axis=1))
     valid = (draw < found) & (behind < 1.5) & (metres < DEPTH_RANGE) & (noisy > 0.2)
@@ -142,7 +146,10 @@ def lidar(seen: Surfaces, weather: Weather, model: LidarModel, draws: Draws, fau
     camera = seen.hits.camera
     height, width = camera.size
     right, up, forward = camera.rotation().T
-    sine = model.low + (model.high - model.low) * (np.arange(model.beams, dtype=np.float32) + draws.uniform()) / model.beams
+    sine = (
+        model.low
+        + (model.high - model.low) * (np.arange(model.beams, dtype=np.float32) + draws.uniform()) / model.beams
+    )
     reach = 1.2 * width / 2 / camera.focal
     tangent = np.arange(-reach, reach, model.step, dtype=np.float32) + np.float32(model.step * draws.uniform())
     # The sensor stands upright, whatever the camera's pitch.
@@ -226,7 +233,9 @@ def thermal(celsius: np.ndarray, draws: Draws, fault: str | None = None) -> np.n
     celsius = celsius + np.float32(0.12) * draws.normals(height, width)
     if fault == "thermal-drift":
         slope = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
-        celsius = celsius + np.float32(draws.uniform(5.0, 9.0)) * (1 + slope) + draws.normals(1, width) * np.float32(0.8)
+        celsius = (
+            celsius + np.float32(draws.uniform(5.0, 9.0)) * (1 + slope) + draws.normals(1, width) * np.float32(0.8)
+        )
     value = (celsius - np.float32(THERMAL_LOW)) / np.float32(THERMAL_SPAN)
     return (np.clip(value, 0, 1) * np.float32(65535) + np.float32(0.5)).astype(np.uint16)
 

@@ -158,7 +158,9 @@ def _patterns(get, s, t, ax, ay, py, on_x, on_y, is_box, color, glow, infrared, 
     pane = (inside_s > 0.28) & (inside_s < 0.72) & (inside_t > 0.3) & (inside_t < 0.75) & ~on_y
     windows = (pattern == WINDOWS) & pane
     # Which of them are lit at night: a hash of the building and the place in the grid.
-    code = (get("key").astype(np.int64) * 7919 + column.astype(np.int64) * 104729 + row.astype(np.int64) * 1299709) & 0xFFFF
+    code = (
+        get("key").astype(np.int64) * 7919 + column.astype(np.int64) * 104729 + row.astype(np.int64) * 1299709
+    ) & 0xFFFF
     lit = windows & ((code * 40503 >> 4 & 0xFF) < 60)
     # A car: glass at the top of its ends, dark wheels, lights.
     end = ~on_x & ~on_y
@@ -183,7 +185,9 @@ def _patterns(get, s, t, ax, ay, py, on_x, on_y, is_box, color, glow, infrared, 
     return color, glow, infrared, warmth
 
 
-def _paint_road(scene: Scene, x: np.ndarray, z: np.ndarray, road: np.ndarray, color: list, infrared: np.ndarray) -> None:
+def _paint_road(
+    scene: Scene, x: np.ndarray, z: np.ndarray, road: np.ndarray, color: list, infrared: np.ndarray
+) -> None:
     """Lane markings and a crosswalk, painted in place."""
     ground = scene.ground
     assert ground.edges is not None

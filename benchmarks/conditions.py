@@ -1,0 +1,32 @@
+"""The conditions that every result under ``benchmarks/results/`` names."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def conditions() -> dict[str, str]:
+    """``commit``, ``machine`` and ``date``."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    machine = f"{os.cpu_count()} CPU cores ({_processor()}), torch {torch.__version__}"
+    return {
+        "commit": done.stdout.strip() or "unknown",
+        "machine": machine,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
