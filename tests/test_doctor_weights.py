@@ -272,8 +272,7 @@ RUN_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a cut-off checkpoint": (lambda r: os.truncate(r / "last.safetensors", 5000), "last.safetensors cannot be read"),
     "weights of another recipe": (lambda r: change_recipe(r, "model", rank=3), "model.safetensors does not fit this model"),
     "another foundation": (
-        lambda r: (r / "recipe.yaml").write_text((r / "recipe.yaml").read_text().replace("foundation: nano", "foundation: nano-random")),
-        "was trained on another foundation",
+        lambda r: change_recipe(r, "model", foundation="nano-random"), "was trained on another foundation",
     ),
     "a foundation that is gone": (lambda r: change_recipe(r, "model", foundation="gone/sam2.pt"), "there is no checkpoint"),
     "weights with infinity": (poison, "holds NaN or infinity"),

@@ -280,8 +280,8 @@ def pretrain(out: Path, steps: int, batch: int, lr: float, workers: int, every: 
         several = step % 2 == 0  # an ambiguous prompt is a single point
         if several:
             data["labels"][:, :, 1:] = NOTHING
-        answers = model(data["image"], data["points"], data["labels"], data["pixels"], several)
-        parts = losses(*answers, data["targets"], data["same"])
+        masks, quality, alike = model(data["image"], data["points"], data["labels"], data["pixels"], several)
+        parts = losses(masks, quality, alike, data["targets"], data["same"])
         parts["loss"].backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -101,11 +102,11 @@ def look(camera: Camera, parts: np.ndarray) -> Hits:
             window = np.s_[top:bottom, left:right]
             d = tuple(r[window] for r in rays)
             o = origin - parts[i, :3]
-            cut(parts[i], o, d, depth[window], part[window], i)
+            cut(parts[i], o, d, depth[window], part[window], int(i))
     return Hits(depth, part, rays, camera)
 
 
-def cut(row: np.ndarray, o, d, depth: np.ndarray, part: np.ndarray, index: int) -> None:
+def cut(row: np.ndarray, o: Any, d: Any, depth: np.ndarray, part: np.ndarray, index: int) -> None:
     """Intersect one part with rays and enter it where it is nearest so far; ``depth`` and ``part`` are changed in place.
 
     Args:
@@ -157,7 +158,8 @@ def _windows(camera: Camera, parts: np.ndarray) -> np.ndarray:
         [cos * half[..., 0] + sin * half[..., 2], half[..., 1], cos * half[..., 2] - sin * half[..., 0]], -1
     )
     world = parts[:, None, :3] + local - np.array(camera.position, dtype=np.float32)
-    x, y, z = (sum(rotation[i, axis] * world[..., i] for i in range(3)) for axis in range(3))
+    wx, wy, wz = world[..., 0], world[..., 1], world[..., 2]
+    x, y, z = (r[0] * wx + r[1] * wy + r[2] * wz for r in rotation.T)
     # Edges that cross the near plane are cut there, so that what stands beside the camera gets a tight window too.
     za, zb = z[:, _EDGES[:, 0]], z[:, _EDGES[:, 1]]
     crosses = (za < NEAR) != (zb < NEAR)

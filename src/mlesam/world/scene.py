@@ -7,6 +7,7 @@ a ground of several surfaces. Parts of one object share an instance number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ MATERIAL = {name: i for i, name in enumerate(MATERIALS)}
 TEXTURE_OF = np.array([KINDS.index(m.texture) for m in MATERIALS.values()], dtype=np.int32)
 
 
-def bent(bend: float, z):
+def bent(bend: Any, z: Any) -> Any:
     """How far to the right a street's middle line has moved at ``z``: a parabola that goes on straight after 60 m.
 
     Args:

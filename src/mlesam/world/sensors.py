@@ -187,9 +187,10 @@ def lidar(seen: Surfaces, weather: Weather, model: LidarModel, draws: Draws, fau
     if fault == "lidar-jitter":
         returned &= draws.uniforms(count) > 0.3
     returned &= measured < LIDAR_RANGE
-    pixel, measured, strength, distance = (a[returned] for a in (pixel, measured, strength, distance))
-    order = np.argsort(-measured, kind="stable")
-    pixel, measured, strength, distance = (a[order] for a in (pixel, measured, strength, distance))
+    kept = np.flatnonzero(returned)
+    order = kept[np.argsort(-measured[kept], kind="stable")]  # of several in one pixel the nearest is drawn last
+    pixel, measured = pixel[order], measured[order]
+    strength, distance = strength[order], distance[order]
     level = np.float32(camera.position[1]) + (seen.position[1].ravel()[pixel] - np.float32(camera.position[1])) * (
         measured / distance
     )
