@@ -197,8 +197,8 @@ def _demo(options: argparse.Namespace, others: dict[str, str], command: str) -> 
     overrides = _overrides(others, "demo")
     from mlesam.demo import demo
 
-    names = ("demo", *(f"demo-{number}" for number in itertools.count(2)))
-    out = options.out or next(path for name in names if not (path := Path("runs") / name).exists())
+    numbered = (Path("runs") / (f"demo-{number}" if number > 1 else "demo") for number in itertools.count(1))
+    out = options.out or next(path for path in numbered if not path.exists())
     demo(out, overrides, _console(), _counting)
     return 0
 

@@ -171,7 +171,7 @@ def _windows(camera: Camera, parts: np.ndarray) -> np.ndarray:
     u = np.concatenate([np.where(ahead, x / depth, np.nan), np.where(crosses, cut_x / NEAR, np.nan)], axis=1)
     v = np.concatenate([np.where(ahead, y / depth, np.nan), np.where(crosses, cut_y / NEAR, np.nan)], axis=1)
     height, width = camera.size
-    seen = np.isfinite(u).any(axis=1)
+    seen = np.asarray(np.isfinite(u).any(axis=1))
     low, high = np.where(seen[:, None], 0, np.inf), np.where(seen[:, None], 0, -np.inf)
     u_low, u_high = np.nanmin(np.where(seen[:, None], u, low), 1), np.nanmax(np.where(seen[:, None], u, high), 1)
     v_low, v_high = np.nanmin(np.where(seen[:, None], v, low), 1), np.nanmax(np.where(seen[:, None], v, high), 1)

@@ -28,7 +28,7 @@ class Street:
         self.city, self.seed, self.end = city, seed, end
         self._pieces: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         draws = Draws(city, "street", *seed)
-        self.road = draws.uniform(3.3, 4.3)
+        self.road = draws.uniform(2.8, 3.5)
         self.walk = draws.uniform(1.8, 3.0)
         self.verge = draws.uniform(1.8, 3.4)
         self.bend = draws.uniform(-0.0012, 0.0012)
