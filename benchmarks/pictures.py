@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from conditions import ROOT
 from PIL import Image, ImageDraw
 
+from conditions import ROOT
 from mlesam.data.dataset import open_dataset
 from mlesam.data.reading import read_frame
 from mlesam.evaluation.evaluate import evaluate, open_split

@@ -69,7 +69,8 @@ def sight(scene: Scene, camera: Camera, air: Weather, seconds: float = 0.0) -> S
     parts = scene.at(seconds)
     shadows = None
     if air.direct.any():
-        shadows = Shadows.cast(air.sun, np.array(camera.position, np.float32) + np.array([0, 0, 22], np.float32), parts)
+        x, _, z = camera.position
+        shadows = Shadows.cast(air.sun, np.array([x, 2, z + 22], np.float32), parts)
     return surfaces(scene, look(camera, parts), parts, air, shadows)
 
 
