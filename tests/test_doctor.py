@@ -310,7 +310,7 @@ def test_a_torchvision_that_imports_is_no_fault(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "torchvision.py").write_text("__version__ = '1.2'\n")
     monkeypatch.syspath_prepend(tmp_path)
     found = check_installation()
-    monkeypatch.delitem(sys.modules, "torchvision")
+    sys.modules.pop("torchvision")  # monkeypatch would put it back for the tests that follow
     assert found.faults == []
     assert ("torchvision", "1.2, not needed") in found.facts
 

@@ -9,7 +9,15 @@ from scipy.stats import bootstrap
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from mlesam.evaluation.metrics import block_bootstrap, class_iou, confusion_matrix, mean_iou, number, scores
+from mlesam.evaluation.metrics import (
+    block_bootstrap,
+    class_iou,
+    confusion_matrix,
+    mean_iou,
+    number,
+    paired_bootstrap,
+    scores,
+)
 from mlesam.sample import IGNORE
 
 CLASSES = 6
@@ -179,3 +187,16 @@ def test_the_same_seed_gives_the_same_interval_and_a_higher_level_a_wider_one() 
     low, high = block_bootstrap(matrices, 3, level=0.5)
     wide_low, wide_high = block_bootstrap(matrices, 3, level=0.99)
     assert wide_low < low < high < wide_high
+
+
+def test_a_paired_difference_is_certain_where_unpaired_scores_are_not() -> None:
+    """Frames differ far more than the two models do, which are 0.05 apart on every one of them."""
+    shares = np.clip(0.6 + 0.15 * np.random.default_rng(2).standard_normal(60), 0.2, 0.9)
+    better, worse = frames_with(shares + 0.05), frames_with(shares)
+    low, high = paired_bootstrap(better, worse, 1)
+    gain = float(mean_iou(better.sum(axis=0)) - mean_iou(worse.sum(axis=0)))
+    assert 0 < low <= gain <= high
+    alone = block_bootstrap(better, 1)
+    assert (high - low) < 0.2 * (alone[1] - alone[0])
+    assert paired_bootstrap(worse, better, 1) == pytest.approx((-high, -low))
+    assert paired_bootstrap(better, better, 1) == (0, 0)

@@ -309,6 +309,7 @@ def save(sam2: Sam2Model, out: Path) -> None:
     state = {n: t.detach().half().contiguous() for n, t in sam2.state_dict().items()}
     temporary = out / ".model.safetensors.writing"
     save_file(state, temporary, metadata={"format": "pt"})
+    temporary.chmod((out / "config.json").stat().st_mode)  # safetensors makes its files private
     temporary.replace(out / "model.safetensors")
 
 
