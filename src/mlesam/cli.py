@@ -110,9 +110,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # Idle threads of a step would spin and take the core from the loading of the next one: on two busy cores steps took
-    # nearly twice as long. Read by OpenMP when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long an idle thread spins before it sleeps. For ever (the default) takes the core from the loading of the next
+    # step; not at all makes a second thread worthless, since a step is many short operations. Read when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     debug = "--debug" in words
     try:
         return _run(words)

@@ -97,7 +97,7 @@ class TrainingConfig:
     """Frames per optimiser step, over all devices and accumulated micro-batches."""
     accumulate: int = 1
     """Micro-batches that a step is split into."""
-    lr: float = 3e-4
+    lr: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
     """Share of the steps with linear warm-up (from a tenth of the rate)."""

@@ -123,7 +123,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
     import cv2
 
     stored = array[..., ::-1] if array.ndim == 3 else array  # OpenCV has blue first
-    done, encoded = cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    done, encoded = cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise ValueError(f"{array.dtype} values of the shape {array.shape} are no PNG")
     path.write_bytes(encoded.tobytes())
