@@ -13,12 +13,14 @@ MOST_TAGS = 4
 
 def table(metrics: dict[str, Any], console: Console) -> None:
     """One row per condition: mIoU over all frames, and over the frames of each tag (the four most frequent)."""
-    tags = sorted(metrics["tags"], key=lambda t: -metrics["tags"][t]["frames"])[:MOST_TAGS]
+    longest = max((len(row["name"]) for row in metrics["results"]), default=0)
+    room = max(0, console.width - longest - 35) // 16  # names of sensors come first, tags take what is left
+    tags = sorted(metrics["tags"], key=lambda t: -metrics["tags"][t]["frames"])[: min(MOST_TAGS, room)]
     title = (
         f"{metrics['dataset']}, split {metrics['split']}, {metrics['frames']} frames, protocol {metrics['protocol']}"
     )
     view = Table(title=escape(title), title_justify="left")
-    view.add_column("sensors")
+    view.add_column("sensors", no_wrap=True, min_width=longest)
     view.add_column("mIoU", justify="right")
     view.add_column("pixel accuracy", justify="right")
     view.add_column("frames", justify="right")
