@@ -20,7 +20,7 @@ import yaml
 
 from mlesam.errors import RequestError, WorkError
 from mlesam.sensors.files import write_array
-from mlesam.world.drive import FRAMES_PER_SECOND, Drive
+from mlesam.world.drive import Drive
 from mlesam.world.options import WorldOptions
 from mlesam.world.render import HASH, SENSORS, VERSION, WorldFrame, render_frame
 from mlesam.world.scene import CLASSES
@@ -172,4 +172,4 @@ def _write_frame(root: Path, split: str, name: str, frame: WorldFrame) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["FRAMES_PER_SECOND", "SPECS", "frame_id", "sensors_of", "write_world"]
+__all__ = ["SPECS", "frame_id", "sensors_of", "write_world"]
