@@ -40,7 +40,7 @@ class Drive:
         self.pitch = draws.uniform(-0.08, -0.02)
         # The street bends around its origin, so the drive lies around it too.
         self.start = -self.speed * frames / FRAMES_PER_SECOND / 2
-        self.street = Street(city, (seed, "drive"), draws.uniform(16.0, 32.0) - self.start)
+        self.street = Street(city, (seed, "drive"), draws.uniform(15.0, 27.0) - self.start)
 
     def camera(self, index: int) -> Camera:
         """Where the camera is and looks in a frame: along the lane, swaying a little."""

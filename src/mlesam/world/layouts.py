@@ -28,13 +28,13 @@ class Street:
         self.city, self.seed, self.end = city, seed, end
         self._pieces: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         draws = Draws(city, "street", *seed)
-        self.road = draws.uniform(2.8, 3.5)
-        self.walk = draws.uniform(1.8, 3.0)
-        self.verge = draws.uniform(1.8, 3.4)
+        self.road = draws.uniform(2.7, 3.3)
+        self.walk = draws.uniform(1.7, 2.6)
+        self.verge = draws.uniform(1.6, 2.8)
         self.bend = draws.uniform(-0.0012, 0.0012)
         self.crosswalk = draws.uniform(7.0, 30.0) if draws.chance(0.4) else -1e6
         palette = Draws(city, "ground", draws.integer(8))
-        road = tinted(palette, (0.20, 0.20, 0.21), 0.3)
+        road = tinted(palette, (0.16, 0.16, 0.17), 0.25)
         walk = tinted(palette, palette.choice(((0.36, 0.34, 0.32), (0.30, 0.30, 0.31), (0.38, 0.30, 0.26))), 0.25)
         green = tinted(palette, (0.17, 0.26, 0.09), 0.25)
         self.surfaces = np.array([
@@ -88,7 +88,7 @@ class Street:
         z = start
         while z < start + CHUNK - 3:
             length = draws.uniform(5.0, 10.0)
-            if draws.chance(0.75):
+            if draws.chance(0.85):
                 middle = z + length / 2
                 rise = slope(self.bend, middle)
                 norm = math.sqrt(1 + rise * rise)

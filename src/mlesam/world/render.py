@@ -18,9 +18,9 @@ from mlesam.world.sensors import LidarModel
 from mlesam.world.shading import radiance, surfaces, temperature
 from mlesam.world.weather import ROTA, Weather, weather
 
-VERSION = 1
+VERSION = 2
 """Raised when a frame's bytes change. Results on different versions cannot be compared."""
-HASH = "f204c703cea81fa95496f78c7913420c1f803d4ad33d84e33ed19157e4fe6152"
+HASH = "ca1221dfcd6a5d6aa7a1fd3b35b8d0c3c7737ee4b65d22b1401c5c89be3d6023"
 """What :func:`fingerprint` gives for this version. The world is frozen: later experiments compare on it."""
 SENSORS = ("rgb", "depth", "lidar", "event", "thermal")
 FAULTS = {
@@ -79,7 +79,7 @@ def render_frame(
     draws = Draws(seed, "frame", split, index)
     air = weather(condition or ROTA[index % len(ROTA)], draws)
     z = draws.uniform(0.0, 20.0)
-    street = Street(city, (seed, split, index), z + draws.uniform(16.0, 32.0))
+    street = Street(city, (seed, split, index), z + draws.uniform(15.0, 27.0))
     camera = Camera(
         (street.lane + bent(street.bend, z) + draws.uniform(-0.8, 0.8), draws.uniform(1.5, 2.1), z),
         draws.uniform(-0.22, 0.22), draws.uniform(-0.09, 0.0), (size, size), rig.focal * size,
@@ -164,10 +164,13 @@ def crowded(scene: Scene, camera: Camera) -> np.ndarray:
     """Instance numbers of the objects that the camera would stand in or that would fill the picture."""
     parts = scene.parts
     x, _, z = camera.position
-    reach = np.maximum(parts[:, COLUMN["hx"]], parts[:, COLUMN["hz"]])
+    half_x, half_z = parts[:, COLUMN["hx"]], parts[:, COLUMN["hz"]]
+    cos, sin = np.abs(parts[:, COLUMN["cos"]]), np.abs(parts[:, COLUMN["sin"]])
+    half_x, half_z = cos * half_x + sin * half_z, sin * half_x + cos * half_z  # of a box around it, however it is turned
+    reach = np.maximum(half_x, half_z)
     dx, dz = parts[:, COLUMN["cx"]] - np.float32(x), parts[:, COLUMN["cz"]] - np.float32(z)
-    away = np.maximum(np.abs(dx) - parts[:, COLUMN["hx"]], np.abs(dz) - parts[:, COLUMN["hz"]])
-    in_path = np.abs(dx) - parts[:, COLUMN["hx"]] < 0.5
+    away = np.maximum(np.abs(dx) - half_x, np.abs(dz) - half_z)
+    in_path = np.abs(dx) - half_x < 0.5
     limit = np.where(reach > 1.5, np.where(in_path, np.float32(4.5), np.float32(1.2)), np.float32(2.0))
     return np.unique(parts[away < limit, COLUMN["instance"]])
 

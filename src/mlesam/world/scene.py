@@ -59,10 +59,10 @@ MATERIALS: dict[str, Material] = {
     "gravel": Material("grain", 1.6, 0.25, 12.0, 2.0, 0.02),
     "brick": Material("bricks", 1.0, 0.40, 10.0, 4.0),
     "plaster": Material("plaster", 1.0, 0.45, 9.0, 3.0),
-    # A wall and a hedge have the same shapes, colours, warmth and reflectance: what tells them apart is texture, which
-    # a camera sees as leaves and a laser as roughness.
-    "render": Material("plaster", 0.6, 0.42, 6.0, 0.0),
-    "hedge": Material("leaves", 1.3, 0.42, 6.0, 0.0, 0.12),
+    # A wall and a hedge have the same shapes, colours and warmth. A camera tells them apart by texture alone, and a laser,
+    # which needs no daylight for it, by how brightly leaves shine beyond 700 nm.
+    "render": Material("plaster", 0.6, 0.30, 6.0, 0.0),
+    "hedge": Material("leaves", 1.5, 0.75, 6.0, 0.0, 0.12),
     "leaves": Material("leaves", 1.0, 0.55, 4.0, -1.0, 0.25),
     "bark": Material("planks", 1.0, 0.30, 5.0, 0.0, 0.02),
     "metal": Material("paint", 1.0, 0.30, 9.0, -3.0),
@@ -123,10 +123,13 @@ class Scene:
     pool: int
 
     def at(self, seconds: float) -> np.ndarray:
-        """The parts where they are at a time."""
+        """The parts where they are at a time; what moves along a street follows its bend."""
         moved = self.parts.copy()
-        moved[:, COLUMN["cx"]] += self.parts[:, COLUMN["vx"]] * np.float32(seconds)
-        moved[:, COLUMN["cz"]] += self.parts[:, COLUMN["vz"]] * np.float32(seconds)
+        now = self.parts[:, COLUMN["cz"]]
+        then = now + self.parts[:, COLUMN["vz"]] * np.float32(seconds)
+        bend = np.float32(self.ground.bend)
+        moved[:, COLUMN["cz"]] = then
+        moved[:, COLUMN["cx"]] += self.parts[:, COLUMN["vx"]] * np.float32(seconds) + (bent(bend, then) - bent(bend, now))
         return moved
 
 
@@ -181,8 +184,8 @@ class Builder:
     def barrier(self, draws: Draws, x: float, z: float, half_z: float, heading: tuple[float, float]) -> None:
         """A wall or a hedge: the same body, another surface."""
         own = self.asset("barrier", draws)
-        color = tinted(own, own.choice(((0.17, 0.25, 0.12), (0.24, 0.26, 0.14), (0.28, 0.25, 0.18))), 0.2)
-        height = own.uniform(0.65, 1.0)
+        color = tinted(own, own.choice(((0.17, 0.25, 0.12), (0.24, 0.26, 0.14), (0.25, 0.26, 0.17))), 0.2)
+        height = own.uniform(0.8, 1.25)
         label = "hedge" if draws.chance(0.5) else "wall"
         material = "hedge" if label == "hedge" else "render"
         self.part(BOX, (x, height, z), (0.45, height, half_z), label, material, color, heading=heading)
@@ -191,8 +194,8 @@ class Builder:
     def tree(self, draws: Draws, x: float, z: float) -> None:
         own = self.asset("tree", draws)
         green = tinted(own, (0.13, 0.24, 0.08), 0.3)
-        trunk, crown = own.uniform(1.1, 1.6), own.uniform(1.2, 2.1)
-        self.part(CYLINDER, (x, trunk, z), (0.17, trunk, 0.17), "tree", "bark", tinted(own, (0.20, 0.14, 0.09), 0.2))
+        trunk, crown = own.uniform(1.0, 1.4), own.uniform(1.4, 2.2)
+        self.part(CYLINDER, (x, trunk, z), (0.24, trunk, 0.24), "tree", "bark", tinted(own, (0.20, 0.14, 0.09), 0.2))
         for _ in range(1 + own.integer(3)):
             dx, dz = own.uniform(-0.6, 0.6), own.uniform(-0.6, 0.6)
             size = crown * own.uniform(0.75, 1.0)
@@ -204,8 +207,8 @@ class Builder:
         own = self.asset("lamp", draws)
         height = own.uniform(2.4, 3.0)
         grey = tinted(own, (0.22, 0.23, 0.24), 0.3)
-        self.part(CYLINDER, (x, height, z), (0.17, height, 0.17), "pole", "metal", grey)
-        self.part(BOX, (x + 0.6 * toward, 2 * height, z), (0.7, 0.09, 0.14), "pole", "metal", grey)
+        self.part(CYLINDER, (x, height, z), (0.22, height, 0.22), "pole", "metal", grey)
+        self.part(BOX, (x + 0.6 * toward, 2 * height, z), (0.7, 0.13, 0.16), "pole", "metal", grey)
         self.part(BOX, (x + 1.0 * toward, 2 * height - 0.12, z), (0.25, 0.05, 0.12), "pole", "metal", (0.8, 0.8, 0.7),
                   glow=4.0, heat=8.0)  # fmt: skip
         self.lamps.append((x + 1.0 * toward, 2 * height - 0.3, z))
@@ -216,7 +219,7 @@ class Builder:
         height = own.uniform(1.1, 1.35)
         side = own.uniform(0.5, 0.7)
         face = own.choice(((0.70, 0.06, 0.06), (0.05, 0.15, 0.60), (0.75, 0.62, 0.05)))
-        self.part(CYLINDER, (x, height, z), (0.10, height, 0.10), "pole", "metal", (0.3, 0.3, 0.31))
+        self.part(CYLINDER, (x, height, z), (0.16, height, 0.16), "pole", "metal", (0.3, 0.3, 0.31))
         self.done()
         self.part(BOX, (x, 2 * height + 0.6 * side, z - 0.08), (side, side, 0.03), "sign", "retro", face,
                   second=(0.85, 0.85, 0.83), pattern=BOARD)  # fmt: skip
@@ -227,7 +230,7 @@ class Builder:
     ) -> None:
         own = self.asset("vehicle", draws)
         color = tinted(own, own.choice(((0.55, 0.55, 0.57), (0.06, 0.06, 0.07), (0.45, 0.05, 0.05), (0.06, 0.12, 0.38),
-                                        (0.75, 0.75, 0.74), (0.10, 0.28, 0.16))), 0.2)  # fmt: skip
+                                        (0.75, 0.75, 0.74))), 0.2)  # fmt: skip
         velocity = (heading[1] * speed, heading[0] * speed)
         glass = (0.05, 0.06, 0.08)
         heat = 12.0 if running else 0.0
@@ -260,36 +263,36 @@ class Builder:
         skin = tinted(own, own.choice(((0.55, 0.38, 0.28), (0.30, 0.18, 0.12))), 0.1)
         pace = draws.uniform(-1.6, 1.6) if draws.chance(0.8) else 0.0
         velocity = (0.25 * pace, pace) if alive else (0.0, 0.0)
-        self.part(BOX, (x, 0.42 * tall, z), (0.17, 0.42 * tall, 0.13), label, "cloth", trousers, heat=7.0 * heat,
+        self.part(BOX, (x, 0.42 * tall, z), (0.20, 0.42 * tall, 0.15), label, "cloth", trousers, heat=7.0 * heat,
                   velocity=velocity)  # fmt: skip
-        self.part(ELLIPSOID, (x, 1.12 * tall, z), (0.29, 0.36 * tall, 0.2), label, "cloth", coat, heat=9.0 * heat,
+        self.part(ELLIPSOID, (x, 1.12 * tall, z), (0.33, 0.36 * tall, 0.22), label, "cloth", coat, heat=9.0 * heat,
                   velocity=velocity)  # fmt: skip
-        self.part(ELLIPSOID, (x, 1.58 * tall, z), (0.13, 0.16, 0.14), label, "cloth", skin, heat=14.0 * heat,
+        self.part(ELLIPSOID, (x, 1.58 * tall, z), (0.15, 0.18, 0.16), label, "cloth", skin, heat=14.0 * heat,
                   velocity=velocity)  # fmt: skip
         self.done()
 
     def clutter(self, draws: Draws, x: float, z: float) -> None:
         own = self.asset("clutter", draws)
         color = tinted(
-            own, own.choice(((0.10, 0.28, 0.14), (0.45, 0.30, 0.10), (0.10, 0.18, 0.42), (0.55, 0.28, 0.05))), 0.3
+            own, own.choice(((0.10, 0.28, 0.14), (0.45, 0.30, 0.10), (0.60, 0.46, 0.08), (0.60, 0.25, 0.04))), 0.25
         )
         turn = draws.choice(((1.0, 0.0), (0.8, 0.6), (0.6, -0.8)))
         shape = own.integer(4)
         if shape == 0:  # a bin
-            height = own.uniform(0.5, 0.65)
-            self.part(CYLINDER, (x, height, z), (0.4, height, 0.4), "clutter", "metal", color)
-            self.part(ELLIPSOID, (x, 2 * height, z), (0.4, 0.14, 0.4), "clutter", "metal", color)
+            height = own.uniform(0.55, 0.75)
+            self.part(CYLINDER, (x, height, z), (0.5, height, 0.5), "clutter", "metal", color)
+            self.part(ELLIPSOID, (x, 2 * height, z), (0.5, 0.16, 0.5), "clutter", "metal", color)
         elif shape == 1:  # a road barrier
-            self.part(BOX, (x, 0.7, z), (0.9, 0.38, 0.08), "clutter", "wood", (0.75, 0.10, 0.06), heading=turn,
+            self.part(BOX, (x, 0.75, z), (1.0, 0.45, 0.08), "clutter", "wood", (0.75, 0.10, 0.06), heading=turn,
                       second=(0.85, 0.85, 0.82), pattern=STRIPES)  # fmt: skip
-            self.part(BOX, (x, 0.16, z), (0.8, 0.16, 0.06), "clutter", "wood", (0.3, 0.3, 0.3), heading=turn)
+            self.part(BOX, (x, 0.16, z), (0.9, 0.16, 0.06), "clutter", "wood", (0.3, 0.3, 0.3), heading=turn)
         elif shape == 2:  # crates
-            side = own.uniform(0.45, 0.6)
+            side = own.uniform(0.5, 0.7)
             self.part(BOX, (x, side, z), (side, side, side), "clutter", "wood", color, heading=turn)
             self.part(BOX, (x + 0.1, 2.6 * side, z), (0.7 * side, 0.6 * side, 0.7 * side), "clutter", "wood", color)
         else:  # bags
-            self.part(ELLIPSOID, (x, 0.38, z), (0.52, 0.44, 0.48), "clutter", "cloth", color)
-            self.part(ELLIPSOID, (x + 0.6, 0.3, z + 0.1), (0.42, 0.34, 0.42), "clutter", "cloth", color)
+            self.part(ELLIPSOID, (x, 0.44, z), (0.62, 0.52, 0.56), "clutter", "cloth", color)
+            self.part(ELLIPSOID, (x + 0.7, 0.34, z + 0.1), (0.48, 0.40, 0.48), "clutter", "cloth", color)
         self.done()
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:

@@ -36,8 +36,8 @@ def _tile(kind: str, draws: Draws) -> np.ndarray:
     if kind == "grass":
         return 0.4 * _noise(draws, 64) + 0.2 * _noise(draws, 128) + 0.25 * _noise(draws, 16)
     if kind == "leaves":
-        blobs = _noise(draws, 32)
-        return 0.6 * np.where(blobs > 0.05, 0.7, -0.7) * np.sqrt(np.abs(_noise(draws, 64))) + 0.3 * _noise(draws, 16)
+        tufts = np.where(_noise(draws, 12) > 0.05, 0.6, -0.6)  # 25 cm: a camera sees them from across a street
+        return tufts + 0.3 * _noise(draws, 64) + 0.2 * _noise(draws, 24)
     if kind == "plaster":
         return 0.10 * _noise(draws, 8) + 0.06 * _noise(draws, 32)
     if kind == "paint":
