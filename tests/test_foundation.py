@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers import Sam2Model
 
+from mlesam.config import ModelConfig
 from mlesam.errors import RequestError
-from mlesam.model.experts import Expert, Segment
+from mlesam.model.experts import Expert, Experts, Segment
 from mlesam.model.foundation import NANO, Foundation, load_foundation, preset_config
 from mlesam.training.pretrain import PointPrompted, held_out
 
@@ -32,11 +33,10 @@ def random_sam2(preset: str = "nano", seed: int = 0) -> Sam2Model:
     return sam2
 
 
-def experts_for(foundation: Foundation, *modalities: str, rank: int = 4, fresh: bool = False) -> nn.ModuleDict:
-    """Experts for a trunk, with a random B unless they are to be fresh."""
+def experts_for(foundation: Foundation, *modalities: str, fresh: bool = False, **config) -> Experts:
+    """Experts for a trunk, with a random B unless they are to be fresh; the factor s is 0.7."""
     torch.manual_seed(1)
-    widths = [(b.dim, b.dim_out) for b in foundation.trunk.blocks]
-    experts = nn.ModuleDict({m: Expert(widths, rank, scale=0.7) for m in modalities})
+    experts = Experts(modalities, foundation.projections, ModelConfig(**{"rank": 4, "alpha": 2.8, **config}))
     if not fresh:
         for name, parameter in experts.named_parameters():
             if name.endswith(".b"):
@@ -67,7 +67,7 @@ def test_fresh_experts_leave_the_trunk_bit_for_bit_as_it_was(sam2: Sam2Model, si
     foundation = Foundation(sam2, "random")
     images = torch.randn(3, 3, *size)
     experts = experts_for(foundation, "rgb", "depth", fresh=True)
-    ours = foundation.stages(images, experts, (Segment("rgb", 0, 2), Segment("depth", 2, 3)))
+    ours = foundation.stages(images, experts.on((Segment("rgb", 0, 2), Segment("depth", 2, 3))))
     theirs = sam2.vision_encoder.backbone(images).intermediate_hidden_states
     assert foundation.trunk.pos_embed.abs().max() > 0.5, "the positions must not be zero, or nobody would miss them"
     assert len(ours) == len(theirs) == 4
@@ -89,27 +89,38 @@ def test_the_pyramid_is_that_of_transformers(sam2: Sam2Model, size: tuple[int, i
 
 
 def merged(sam2: Sam2Model, expert: Expert) -> nn.Module:
-    """The trunk of `transformers` with an expert's B A written into query and value of its fused projection."""
+    """The trunk of `transformers` with an expert's B A written into its weights."""
     backbone = copy.deepcopy(sam2.vision_encoder.backbone)
     for index, block in enumerate(backbone.blocks):
         width = block.dim_out
-        query, value = expert.query[index], expert.value[index]
-        block.attn.qkv.weight[:width] += 0.7 * query.b @ query.a
-        block.attn.qkv.weight[2 * width :] += 0.7 * value.b @ value.a
+        layers = {
+            "q": block.attn.qkv.weight[:width],
+            "k": block.attn.qkv.weight[width : 2 * width],
+            "v": block.attn.qkv.weight[2 * width :],
+            "proj": block.attn.proj.weight,
+            "mlp_in": block.mlp.proj_in.weight,
+            "mlp_out": block.mlp.proj_out.weight,
+        }
+        for name, weight in layers.items():
+            update = expert.update(index, name)
+            if update is not None:
+                weight += 0.7 * update.b @ update.a
     return backbone
 
 
-@pytest.mark.parametrize("size", [(96, 160)])
-def test_an_expert_acts_like_weights_merged_into_query_and_value_and_only_on_its_own_rows(
-    sam2: Sam2Model, size: tuple[int, int]
+@pytest.mark.parametrize("experts", ["each", "shared"])
+@pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v"), ("v", "proj"), ("q", "k", "v", "proj", "mlp")])
+def test_an_expert_acts_like_merged_weights_and_only_on_its_own_rows(
+    sam2: Sam2Model, targets: tuple[str, ...], experts: str
 ) -> None:
     foundation = Foundation(sam2, "random")
-    experts = experts_for(foundation, "rgb", "depth")
-    images = torch.randn(3, 3, *size)
-    ours = foundation.stages(images, experts, (Segment("rgb", 0, 2), Segment("depth", 2, 3)))
+    own = experts_for(foundation, "rgb", "depth", targets=targets, experts=experts)
+    assert set(own) == ({"all"} if experts == "shared" else {"rgb", "depth"})
+    images = torch.randn(3, 3, 96, 160)
+    ours = foundation.stages(images, own.on((Segment("rgb", 0, 2), Segment("depth", 2, 3))))
     frozen = sam2.vision_encoder.backbone(images).intermediate_hidden_states
     for modality, rows in (("rgb", slice(0, 2)), ("depth", slice(2, 3))):
-        theirs = merged(sam2, experts[modality])(images[rows]).intermediate_hidden_states
+        theirs = merged(sam2, own.of(modality))(images[rows]).intermediate_hidden_states
         for mine, other, start in zip(ours, theirs, frozen, strict=True):
             torch.testing.assert_close(mine[rows], other, atol=1e-4, rtol=1e-4)
             assert (mine[rows] - start[rows]).abs().max() > 0.01, "the expert must change something"
@@ -122,7 +133,7 @@ def test_a_sensor_without_a_trained_expert_is_untouched_by_its_neighbours(nano: 
         if name.startswith("rgb.") and name.endswith(".b"):
             parameter.zero_()
     images = torch.randn(3, 3, 96, 64)
-    ours = foundation.stages(images, experts, (Segment("rgb", 0, 2), Segment("depth", 2, 3)))
+    ours = foundation.stages(images, experts.on((Segment("rgb", 0, 2), Segment("depth", 2, 3))))
     theirs = nano.vision_encoder.backbone(images).intermediate_hidden_states
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.equal(mine[:2], other[:2])

@@ -465,7 +465,7 @@ def test_the_same_seed_builds_the_same_model_and_gives_the_same_numbers() -> Non
         models.append(MLESAM(SENSORS, CLASSES, ModelConfig("nano-random", rank=4), seed=seed).eval())
     states = [m.state_dict() for m in models]
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
-    assert not torch.equal(states[0]["experts.rgb.query.0.a"], states[2]["experts.rgb.query.0.a"])
+    assert not torch.equal(states[0]["experts.rgb.blocks.0.q.a"], states[2]["experts.rgb.blocks.0.q.a"])
     assert not torch.equal(states[0]["foundation.neck.convs.0.weight"], states[2]["foundation.neck.convs.0.weight"])
     assert torch.equal(models[0](given).logits, models[1](given).logits)
     assert torch.equal(models[0](given).logits, models[0](given).logits)

@@ -295,8 +295,8 @@ def test_starting_from_a_run_keeps_new_sensors_fresh(dataset: Path, tmp_path: Pa
     first = train(recipe(dataset, data__modalities="[rgb, depth]"), tmp_path / "first")
     started = loop.prepare(recipe(dataset)).model(init=first.path)
     old, _ = load_tensors(first.path / WEIGHTS)
-    assert torch.equal(started.state_dict()["experts.rgb.query.0.b"], old["experts.rgb.query.0.b"])
-    assert not started.state_dict()["experts.thermal.query.0.b"].any()
+    assert torch.equal(started.state_dict()["experts.rgb.blocks.0.q.b"], old["experts.rgb.blocks.0.q.b"])
+    assert not started.state_dict()["experts.thermal.blocks.0.q.b"].any()
 
 
 def test_starting_from_a_run_without_common_sensors_is_refused(dataset: Path, tmp_path: Path) -> None:

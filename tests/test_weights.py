@@ -414,7 +414,7 @@ def test_weights_of_another_foundation_are_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_model_are_refused_with_the_first_tensors_that_do_not_fit(tmp_path: Path) -> None:
     save_weights(small_model(), tmp_path / "model.safetensors", {})
-    with pytest.raises(DataError, match=r"of another shape: experts\.rgb\.query\.0\.a.* and \d+ more"):
+    with pytest.raises(DataError, match=r"of another shape: experts\.rgb\.blocks\.0\.q\.a.* and \d+ more"):
         load_weights(small_model(rank=4), tmp_path / "model.safetensors")
 
 

@@ -74,10 +74,18 @@ class ModelConfig:
     training whose foundation starts from random weights trains all, since there is nothing in it worth keeping."""
     mask_decoder: Literal["train", "freeze"] = "train"
     """Whether SAM2's mask decoder is trained; its class tokens and their MLPs always are."""
+    experts: Literal["each", "shared"] = "each"
+    """A LoRA expert for each sensor (the method), or one that all of them share (its ablation "SAM-LoRA")."""
     rank: int = 32
     """LoRA rank of each expert. 0: no experts."""
-    scale: float = 1.0
-    """Factor s in q' = q + s B A x."""
+    targets: tuple[Literal["q", "k", "v", "proj", "mlp"], ...] = ("q", "v")
+    """Projections of each trunk block that an expert updates: query, key, value, the attention's output, both of the MLP."""
+    alpha: float | None = None
+    """Factor s in q' = q + s B A x is alpha / rank. None: s is 1."""
+    rslora: bool = False
+    """Rank-stabilised: s is alpha / sqrt(rank) (arXiv 2312.03732)."""
+    dropout: float = 0.0
+    """Probability that an expert's input is left out in training."""
     fusion: Literal["mean", "routed", "mean+routed"] = "mean+routed"
     """How the present sensors' maps are combined on each pyramid level."""
     top_k: int | None = None
@@ -145,6 +153,10 @@ def check_ranges(recipe: Recipe) -> None:
         ("data.photometric", data.photometric, 0 <= data.photometric <= 3, "between 0 and 3"),
         ("data.workers", data.workers, data.workers >= 0, "at least 0"),
         ("model.rank", model.rank, model.rank >= 0, "at least 0"),
+        ("model.targets", list(model.targets), 0 < len(set(model.targets)) == len(model.targets), "at least one, each once"),
+        ("model.alpha", model.alpha, model.alpha is None or model.alpha > 0, "null or above 0"),
+        ("model.rslora", model.rslora, not model.rslora or model.alpha is not None, "false, or come with model.alpha"),
+        ("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1"),
         ("model.top_k", model.top_k, model.top_k is None or model.top_k >= 1, "null or at least 1"),
         (
             "model.pyramid_width",

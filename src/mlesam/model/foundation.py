@@ -25,11 +25,12 @@ from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2MaskDe
 
 from mlesam.config import PRESETS, RANDOM_PRESETS
 from mlesam.errors import DataError, RequestError, did_you_mean
-from mlesam.model.experts import Segment, add_experts
+from mlesam.model.experts import Update, unchanged
 
 STRIDE = 32
 """Input sides must be multiples of this: the positional embedding is tiled in 8x8 windows at stride 4."""
 LEVEL_STRIDES = (4, 8, 16)
+PROJECTIONS = ("q", "k", "v", "proj", "mlp_in", "mlp_out")
 
 NANO = Path(__file__).resolve().parents[1] / "weights" / "nano"
 """The pre-trained nano foundation, a ``transformers`` folder. Its card says how it was made."""
@@ -96,6 +97,19 @@ class Foundation(nn.Module):
         self.requires_grad_(False)
 
     @property
+    def projections(self) -> list[dict[str, tuple[int, int]]]:
+        """Widths of each block's linear projections, see :data:`mlesam.model.experts.Projections`."""
+        return [{name: self.weight(i, name).shape[::-1] for name in PROJECTIONS} for i in range(len(self.trunk.blocks))]
+
+    def weight(self, index: int, name: str) -> Tensor:
+        """(outputs, inputs), a projection's weight or its part of a fused one; writing into it changes the trunk."""
+        block: Any = self.trunk.blocks[index]
+        if name in "qkv":
+            return block.attn.qkv.weight.chunk(3)["qkv".index(name)]
+        layer = {"proj": block.attn.proj, "mlp_in": block.mlp.proj_in, "mlp_out": block.mlp.proj_out}[name]
+        return layer.weight
+
+    @property
     def sha256(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
@@ -103,32 +117,26 @@ class Foundation(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
         return digest.hexdigest()
 
-    def forward(
-        self, images_RCHW: Tensor, experts: nn.ModuleDict | None = None, segments: tuple[Segment, ...] = ()
-    ) -> list[Tensor]:
+    def forward(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
         """Run trunk and neck on stacked rows.
 
         Args:
             images_RCHW: (R, 3, H, W), sides multiples of 32, rows of one sensor side by side.
-            experts: one :class:`Expert` per modality, or None for the frozen foundation alone.
-            segments: which rows belong to which modality.
+            update: called after each projection that an expert may add to; without it the frozen foundation runs alone.
 
         Returns:
             Maps (R, C, H / s, W / s) for the strides 4, 8 and 16.
         """
-        stages = self.stages(images_RCHW, experts, segments)
-        return self.pyramid(stages)
+        return self.pyramid(self.stages(images_RCHW, update))
 
-    def stages(
-        self, images_RCHW: Tensor, experts: nn.ModuleDict | None = None, segments: tuple[Segment, ...] = ()
-    ) -> list[Tensor]:
+    def stages(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
         """The trunk's four stage outputs, (R, H, W, C) at strides 4, 8, 16 and 32."""
         x_RHWC = self.trunk.patch_embed(images_RCHW)
         x_RHWC = x_RHWC + self.trunk._get_pos_embed((x_RHWC.shape[1], x_RHWC.shape[2]))
         ends = set(self.trunk.stage_ends)
         outputs = []
         for index, block in enumerate(self.trunk.blocks):
-            x_RHWC = run_block(block, x_RHWC, index, experts, segments)
+            x_RHWC = run_block(block, x_RHWC, index, update)
             if index in ends:
                 outputs.append(x_RHWC)
         return outputs
@@ -151,9 +159,7 @@ class Foundation(nn.Module):
         return maps[:0:-1]  # strides 4, 8, 16; the stride-32 map has done its work
 
 
-def run_block(
-    block: Any, x_RHWC: Tensor, index: int, experts: nn.ModuleDict | None, segments: tuple[Segment, ...]
-) -> Tensor:
+def run_block(block: Any, x_RHWC: Tensor, index: int, update: Update) -> Tensor:
     """One block of Hiera (``Sam2MultiScaleBlock``) with the experts' share added to query and value."""
     shortcut = x_RHWC
     x = block.layer_norm1(x_RHWC)
@@ -163,24 +169,26 @@ def run_block(
     window = block.window_size
     if window:
         x = _partition(x, window)
-    x = _attend(block.attn, x, index, experts, segments)
+    x = _attend(block.attn, x, index, update)
     if block.query_stride:
         window //= block.query_stride[0]
         height, width = shortcut.shape[1:3]
     if window:
         x = _unpartition(x, window, height, width)
     x = shortcut + x
-    return x + block.mlp(block.layer_norm2(x))
+    return x + _mlp(block.mlp, block.layer_norm2(x), index, update)
 
 
-def _attend(
-    attention: Any, x_NHWC: Tensor, index: int, experts: nn.ModuleDict | None, segments: tuple[Segment, ...]
-) -> Tensor:
+def _mlp(mlp: Any, x: Tensor, index: int, update: Update) -> Tensor:
+    hidden = mlp.activation(update(index, "mlp_in", x, mlp.proj_in(x)))
+    return update(index, "mlp_out", hidden, mlp.proj_out(hidden))
+
+
+def _attend(attention: Any, x_NHWC: Tensor, index: int, update: Update) -> Tensor:
     count = x_NHWC.shape[0]
     heads = attention.num_attention_heads
-    query, key, value = attention.qkv(x_NHWC).chunk(3, dim=-1)
-    if experts is not None and segments:
-        query, value = add_experts(experts, segments, index, x_NHWC, query, value)
+    parts = zip("qkv", attention.qkv(x_NHWC).chunk(3, dim=-1), strict=True)
+    query, key, value = (update(index, name, x_NHWC, y) for name, y in parts)
     if attention.query_stride:
         query = _pool(query, attention.query_stride)
     out_height, out_width = query.shape[1:3]
@@ -189,7 +197,8 @@ def _attend(
         return t.reshape(count, -1, heads, t.shape[-1] // heads).transpose(1, 2)
 
     out = F.scaled_dot_product_attention(split(query), split(key), split(value), scale=attention.scale)
-    return attention.proj(out.transpose(1, 2).reshape(count, out_height, out_width, -1))
+    out = out.transpose(1, 2).reshape(count, out_height, out_width, -1)
+    return update(index, "proj", out, attention.proj(out))
 
 
 def _pool(x_NHWC: Tensor, stride: Any) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mlesam.config import ModelConfig
 from mlesam.errors import RequestError, did_you_mean
-from mlesam.model.experts import Expert, Segment
+from mlesam.model.experts import Experts, Segment, unchanged
 from mlesam.model.foundation import LEVEL_STRIDES, STRIDE, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
 from mlesam.model.router import Router
@@ -188,7 +187,7 @@ class MLESAM(nn.Module):
         if num_classes < 2:
             raise RequestError(f"a model needs at least 2 classes, not {num_classes}.")
         for modality in sensors:
-            if not modality or "." in modality or hasattr(nn.ModuleDict(), modality):
+            if not modality or "." in modality or hasattr(nn.ModuleDict(), modality) or hasattr(Experts, modality):
                 raise RequestError(
                     f"a sensor cannot be called {modality!r}: names have no dot and are no attribute of torch.nn.Module; "
                     "rename it."
@@ -201,12 +200,11 @@ class MLESAM(nn.Module):
         self.foundation = loaded.foundation
         self.foundation_sha256 = self.foundation.sha256
         self.stems = nn.ModuleDict({m: Stem(c) for m, c in self.channels.items() if c != 3})
-        blocks: Any = self.foundation.trunk.blocks
-        widths = [(int(b.dim), int(b.dim_out)) for b in blocks]
-        ranks = [m for m in self.modalities if config.rank]
-        self.experts = nn.ModuleDict({m: Expert(widths, config.rank, config.scale) for m in ranks})
+        self.experts = Experts(self.modalities, self.foundation.projections, config)
         width = self.foundation.width
         self.routers = nn.ModuleList(Router(self.modalities, width, config.fusion, config.top_k) for _ in LEVEL_STRIDES)
+        self.merged: str | None = None
+        self._plain_weights: dict[tuple[int, str], Tensor] = {}
         self.mask_head = MaskHead(loaded.decoder, num_classes)
         self.pyramid_head = PyramidHead(width, config.pyramid_width or width, num_classes)
         if config.mask_decoder == "freeze":
@@ -215,9 +213,40 @@ class MLESAM(nn.Module):
             self.foundation.requires_grad_(True)
 
     def train(self, mode: bool = True) -> MLESAM:
+        if mode and self.merged is not None:
+            raise RequestError(f"the expert of {self.merged} is merged into the trunk; call unmerge() before training.")
         super().train(mode)
         if self.config.train != "all":
             self.foundation.eval()
+        return self
+
+    @torch.no_grad()
+    def merge(self, modality: str) -> MLESAM:
+        """Add one sensor's expert to the trunk's own weights, for inference at the cost of the bare foundation.
+
+        Until :meth:`unmerge` the model takes this sensor alone (every sensor, if they share one expert), and the same
+        logits come out within rounding.
+        """
+        if modality not in self.modalities:
+            raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, self.modalities)}")
+        if self.merged is not None:
+            raise RequestError(f"the expert of {self.merged} is merged already; call unmerge() first.")
+        self.eval()
+        self.merged = modality
+        for index, block in enumerate(self.experts.of(modality).blocks if len(self.experts) else ()):
+            for name, update in block.items():  # type: ignore[operator]
+                weight = self.foundation.weight(index, name)
+                self._plain_weights[index, name] = weight.clone()
+                weight += update.matrix().to(weight.dtype)
+        return self
+
+    @torch.no_grad()
+    def unmerge(self) -> MLESAM:
+        """Undo :meth:`merge`. The trunk's weights are again what they were, bit for bit."""
+        for (index, name), plain in self._plain_weights.items():
+            self.foundation.weight(index, name).copy_(plain)
+        self._plain_weights.clear()
+        self.merged = None
         return self
 
     @property
@@ -239,6 +268,11 @@ class MLESAM(nn.Module):
         present = [m for m in self.modalities if m in batch.images and len(batch.images[m])]
         if not present:
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.modalities)}.")
+        if self.merged is not None and not self.experts.shared and present != [self.merged]:
+            raise RequestError(
+                f"the expert of {self.merged} is merged into the trunk, so this model takes that sensor alone; call unmerge() "
+                f"to use {', '.join(present)}."
+            )
         self._check_coverage(batch, present)
         height, width = batch.size
         padding = (0, -width % STRIDE, 0, -height % STRIDE)
@@ -253,7 +287,7 @@ class MLESAM(nn.Module):
             start += len(image)
         stacked = maps[0] if len(maps) == 1 else torch.cat(maps)
         segments_ = tuple(segments)
-        levels = self.foundation(stacked, self.experts if len(self.experts) else None, segments_)
+        levels = self.foundation(stacked, unchanged if self.merged else self.experts.on(segments_))
         frames = tuple(batch.frames[m].to(stacked.device) for m in present)
         return Features(tuple(levels), segments_, frames, len(batch), (height, width))
 
