@@ -73,10 +73,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     train.add_argument("--steps", type=int, metavar="N", help="train for N steps")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
     train.add_argument("--init", type=Path, metavar="RUN", help="start from a trained run with other classes")
+    train.add_argument("--extend", type=Path, metavar="RUN", help="add the data's further sensors to a trained run")
     train.add_argument("--dry-run", action="store_true", help="check data and model, take one step in memory, stop")
 
     evaluate = command("evaluate", "Test a run with every subset of its sensors.")
-    evaluate.add_argument("run", type=Path, metavar="RUN")
+    evaluate.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")
+    _foundation_options(evaluate)
     evaluate.add_argument("--protocol", default="subsets", help="subsets (default)")
     evaluate.add_argument("--data", metavar="DATASET", help="another dataset than the run's own")
     evaluate.add_argument(
@@ -87,14 +89,16 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the result here")
 
     report = command("report", "Write RUN/report.html, one page about a run; evaluates it first if it was not yet.")
-    report.add_argument("run", type=Path, metavar="RUN")
+    report.add_argument("run", metavar="RUN", help="a run or an adapter")
+    _foundation_options(report)
 
     predict = command(
         "predict",
         "Segment a dataset, a folder or single files.",
         epilog="Single files are named by sensor: --rgb a.png --depth a.png, any subset of the run's sensors.",
     )
-    predict.add_argument("run", type=Path, metavar="RUN")
+    predict.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")
+    _foundation_options(predict)
     predict.add_argument(
         "--input", metavar="DATASET_OR_FOLDER", help="KIND:PATH, or a folder with <modality>/<id>.<ext>"
     )
@@ -102,9 +106,24 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     predict.add_argument("--modalities", metavar="A,B", help="with --input: use only these sensors")
     predict.add_argument("--out", type=Path, metavar="DIR", required=True)
 
+    export = command("export", "Write a run as an adapter to share, or one sensor's expert for PEFT.")
+    export.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")
+    export.add_argument("--format", default="adapter", help="adapter (default) or peft")
+    export.add_argument("--out", type=Path, metavar="DIR", required=True)
+    export.add_argument("--without", metavar="A,B", help="adapter: leave these sensors out")
+    export.add_argument("--push", metavar="OWNER/NAME", help="adapter: upload it to the Hub as well")
+    export.add_argument("--private", action="store_true", help="with --push: a private repository")
+    export.add_argument("--modality", metavar="NAME", help="peft: whose expert")
+    _foundation_options(export)
+
     doctor = command("doctor", "Check the installation, a dataset, a recipe, a run or a SAM2 checkpoint.")
     doctor.add_argument("target", nargs="?", metavar="RECIPE|DATASET|RUN|CHECKPOINT")
     return parser, made
+
+
+def _foundation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--foundation", metavar="NAME", help="where the foundation is, instead of what RUN names")
+    parser.add_argument("--any-foundation", action="store_true", help="take it even if RUN was trained on another one")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,7 +168,7 @@ def _run(words: list[str]) -> int:
     options = parser.parse_args(known)
     run = {
         "demo": _demo, "world": _world, "train": _train, "evaluate": _evaluate, "report": _report, "predict": _predict,
-        "doctor": _doctor,
+        "export": _export, "doctor": _doctor,
     }[first]  # fmt: skip
     return run(options, others, f"mlesam {shlex.join(words)}")
 
@@ -181,7 +200,7 @@ def _split(words: list[str], options: set[str]) -> tuple[list[str], dict[str, st
 
 def _overrides(pairs: dict[str, str], command: str) -> dict[str, str]:
     """Recipe fields set on the command line; what is neither a field nor an option gets the nearest one."""
-    known = ("--data", "--out", "--steps", "--resume", "--init", "--dry-run", "--seed", "--name")
+    known = ("--data", "--out", "--steps", "--resume", "--init", "--extend", "--dry-run", "--seed", "--name")
     for name in pairs:
         if "." not in name and name not in ("seed", "name"):
             raise RequestError(f"unknown option --{name} for `mlesam {command}`{did_you_mean(f'--{name}', known)}")
@@ -233,8 +252,10 @@ def _train(options: argparse.Namespace, others: dict[str, str], command: str) ->
         overrides["training.steps"] = str(options.steps)
     if options.data is not None:
         overrides["data.dataset"] = options.data
-    if options.resume and (options.recipe or overrides or options.init):
+    if options.resume and (options.recipe or overrides or options.init or options.extend):
         raise RequestError("--resume goes on with the recipe stored in the run; give --out RUN --resume alone.")
+    if options.init and options.extend:
+        raise RequestError("--init takes other classes and --extend further sensors; give one of the two.")
     if options.resume and options.out is None:
         raise RequestError("--resume needs the run to go on with; give --out RUN.")
     from mlesam.config import load_recipe
@@ -247,9 +268,11 @@ def _train(options: argparse.Namespace, others: dict[str, str], command: str) ->
     if options.dry_run:
         from mlesam.training.dry_run import dry_run
 
-        return dry_run(recipe, options.init, report)
+        return dry_run(recipe, options.init, options.extend, report)
     out = options.out or Path("runs") / recipe.name
-    run = train(recipe, out, init=options.init, resume=options.resume, command=command, report=report)
+    run = train(
+        recipe, out, init=options.init, extend=options.extend, resume=options.resume, command=command, report=report
+    )
     report.say(f"run written to {run.path}; next: mlesam evaluate {run.path}")
     return 0
 
@@ -258,10 +281,9 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
     _nothing_left(others, "evaluate")
     from mlesam.evaluation.evaluate import evaluate, store
     from mlesam.evaluation.show import table
-    from mlesam.model.run import Run
 
     console = _console()
-    run = Run.load(options.run)
+    run = _load_run(options)
     with _counting(console, "evaluating") as advance:
         evaluation = evaluate(
             run,
@@ -287,10 +309,11 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
 def _report(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
     _nothing_left(others, "report")
     from mlesam.evaluation.report import write_report
-    from mlesam.model.run import Run
 
     console = _console()
-    run = Run.load(options.run)
+    run = _load_run(options)
+    if run.recipe.data.dataset is None:
+        raise RequestError(f"{run.path} is an adapter; a report needs the run, since it shows its training and its dataset.")
     with _counting(console, "evaluating") as advance:
         path = write_report(run, advance=advance)
     console.print(f"report written to {path}", soft_wrap=True, markup=False, highlight=False)
@@ -309,7 +332,9 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
     from mlesam.inference.predict import find_frames, predict_frames
     from mlesam.inference.segmenter import Segmenter
 
-    segmenter = Segmenter.load(options.run)
+    segmenter = Segmenter.load(
+        options.run, foundation=options.foundation, any_foundation=options.any_foundation
+    )
     chosen = options.modalities.split(",") if options.modalities else None
     for modality in [*files, *(chosen or ())]:
         if modality not in segmenter.sensors:
@@ -338,6 +363,40 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
         console.print(text, markup=False, highlight=False)
     console.print(f"{len(summary['frames'])} predictions in {options.out}", markup=False, highlight=False)
     return 0
+
+
+def _export(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    _nothing_left(others, "export")
+    known = {"adapter": ("without", "push", "private"), "peft": ("modality",)}
+    if options.format not in known:
+        raise RequestError(f"unknown format {options.format!r}{did_you_mean(options.format, known)}")
+    for name in {"without", "push", "private", "modality"} - set(known[options.format]):
+        if getattr(options, name):
+            raise RequestError(f"--{name} does not go with --format {options.format}; see `mlesam export --help`.")
+    run = _load_run(options)
+    console = _console()
+    if options.format == "peft":
+        from mlesam.model.peft import save_peft
+
+        if options.modality is None:
+            raise RequestError(f"--format peft needs --modality, one of {', '.join(run.sensors)}.")
+        save_peft(run.load_model(), options.modality, options.out)
+        console.print(f"expert of {options.modality} written to {options.out}", soft_wrap=True, markup=False, highlight=False)
+        return 0
+    from mlesam.inference.adapter import export_adapter, push
+
+    export_adapter(run, options.out, options.without.split(",") if options.without else ())
+    size = sum(p.stat().st_size for p in options.out.iterdir()) / 2**20
+    console.print(f"adapter written to {options.out}, {size:.1f} MiB", soft_wrap=True, markup=False, highlight=False)
+    if options.push:
+        console.print(push(options.out, options.push, options.private), soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def _load_run(options: argparse.Namespace):
+    from mlesam.model.run import Run
+
+    return Run.load(options.run, foundation=options.foundation, any_foundation=options.any_foundation)
 
 
 def _doctor(options: argparse.Namespace, others: dict[str, str], command: str) -> int:

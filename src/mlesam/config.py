@@ -120,6 +120,9 @@ class TrainingConfig:
     """At least this share of the valid pixels is kept."""
     mask_loss: float = 1.0
     pyramid_loss: float = 1.0
+    only: tuple[str, ...] | None = None
+    """Train the expert, stem and routing of these sensors alone; all else stays as it is, bit for bit. None: everything
+    that ``model.train`` names. Set by ``mlesam train --extend RUN``, where it names the new sensors."""
     modality_dropout: float = 0.5
     """Probability that a sensor is left out in a second pass over the heads; the full-sensor pass always stays. 0: off."""
     validate_every: int = 0

@@ -131,7 +131,9 @@ def open_split(run: Run, data: str | None = None, class_map: Path | None = None,
     Raises:
         RequestError: no such dataset or split, or none of the run's sensors. DataError: nothing to score.
     """
-    name = data or run.recipe.data.dataset or ""
+    name = data or run.recipe.data.dataset
+    if name is None:
+        raise RequestError(f"{run.path} is an adapter and names no dataset; say which one: --data KIND:PATH.")
     own = data is None or data == run.recipe.data.dataset
     dataset = open_dataset(name, replace(run.recipe.data, sensors={}) if own else DataConfig())
     modalities = tuple(m for m in run.sensors if m in dataset.modalities)

@@ -12,7 +12,7 @@ from mlesam.config import Recipe
 from mlesam.evaluation.evaluate import FOLDER
 from mlesam.evaluation.gallery import Shown
 from mlesam.model.checkpoints import load_tensors
-from mlesam.model.run import LOG, RECORD, WEIGHTS, Run
+from mlesam.model.run import LOG, RECORD, Run
 
 SENSOR_COLORS = ("rgb", "depth", "lidar", "event", "thermal", "radar", "nir", "aolp", "dolp")
 """Sensors with a colour of their own, in the order of the style sheet's ``--s0`` to ``--s8``; others take free ones."""
@@ -147,7 +147,7 @@ def read_log(run: Run) -> list[dict[str, Any]]:
 
 def read_weights_metadata(run: Run) -> dict[str, Any]:
     """What :func:`mlesam.model.run.save_weights` wrote beside the weights, which themselves are not read."""
-    path = run.path / WEIGHTS
+    path = run.path / run.weights
     return load_tensors(path, "no tensor has this name")[1] if path.is_file() else {}
 
 

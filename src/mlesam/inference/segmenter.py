@@ -44,9 +44,24 @@ class Segmenter:
         self.resize = resize
 
     @staticmethod
-    def load(path: str | Path, device: torch.device | str | None = None) -> Segmenter:
-        """Load a run directory. RequestError where there is none."""
-        run = Run.load(path)
+    def load(
+        path: str | Path,
+        device: torch.device | str | None = None,
+        *,
+        foundation: str | None = None,
+        any_foundation: bool = False,
+        revision: str | None = None,
+    ) -> Segmenter:
+        """Load a run, an exported adapter directory, or an adapter on the Hub (``owner/name``).
+
+        Args:
+            foundation: where the foundation is, instead of what the adapter names.
+            any_foundation: take it even if it is not the one trained on. revision: branch, tag or commit on the Hub.
+
+        Raises:
+            RequestError: there is neither, or its foundation is not here. DataError: damaged files, another foundation.
+        """
+        run = Run.load(path, foundation=foundation, any_foundation=any_foundation, revision=revision)
         return Segmenter(run.load_model(), run.sensors, run.classes, run.recipe.data.resize, device)
 
     @torch.inference_mode()

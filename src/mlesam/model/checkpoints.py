@@ -6,6 +6,7 @@ through ``weights_only=True`` alone, and everything written is safetensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mlesam.errors import DataError, WorkError
@@ -154,7 +155,12 @@ def fit_or_raise(given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, 
         raise DataError(f"{what} does not fit this model ({'; '.join(faults)}); use the weights it was made with.")
 
 
-# ---------------------------------------------------------------- safetensors
+# ---------------------------------------------------------------- files
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
@@ -165,7 +171,15 @@ def replace_file(path: Path, content: bytes | str) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
     """Write tensors and JSON metadata as one safetensors file, whole or not at all."""
-    header = {k: json.dumps(v) for k, v in metadata.items()}
+    _save(path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
+
+
+def save_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as ``transformers`` and PEFT read them, whole or not at all."""
+    _save(path, tensors, {"format": "pt"})
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
     with _published(path, "writing") as temporary:  # one name, so that killed trainings leave no heap of large files
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=header)
 
@@ -188,6 +202,14 @@ def _published(path: Path, suffix: str) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def load_plain(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, whoever wrote it."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} cannot be read as safetensors ({error}); it is missing or damaged.") from error
 
 
 def load_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, object]]:

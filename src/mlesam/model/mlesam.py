@@ -212,12 +212,26 @@ class MLESAM(nn.Module):
         if config.train == "all":
             self.foundation.requires_grad_(True)
 
+    def own_names(self, modality: str) -> list[str]:
+        """Names of the tensors that belong to one sensor: expert, stem, and what the routers score it with."""
+        prefixes = (f"experts.{modality}.", f"stems.{modality}.")
+        return [n for n in self.state_dict() if n.startswith(prefixes) or f".scorers.{modality}." in n]
+
+    def train_only(self, modalities: Iterable[str]) -> MLESAM:
+        """Freeze everything but what belongs to these sensors."""
+        chosen = {name for modality in modalities for name in self.own_names(modality)}
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        return self
+
     def train(self, mode: bool = True) -> MLESAM:
         if mode and self.merged is not None:
             raise RequestError(f"the expert of {self.merged} is merged into the trunk; call unmerge() before training.")
         super().train(mode)
         if self.config.train != "all":
             self.foundation.eval()
+        for expert in self.experts.values():  # one that is not trained has no dropout either
+            expert.train(mode and any(p.requires_grad for p in expert.parameters()))
         return self
 
     @torch.no_grad()

@@ -61,7 +61,7 @@ class Router(nn.Module):
         mean = present.float() / present.sum(dim=1, keepdim=True)
         if self.fusion == "mean":
             return mean
-        routed = keep_top(torch.softmax(scores, dim=1), self.top_k)
+        routed = keep_top(softmax(scores), self.top_k)
         if self.mix is None:
             return routed
         # mean + a (routed - mean): with one sensor both are 1, so the share is exactly 1 whatever a is.
@@ -87,6 +87,16 @@ class Router(nn.Module):
             share = shares[rows, self.modalities.index(segment.modality)].to(map_RCHW.dtype)
             fused = fused.index_add(0, rows, share[:, None, None, None] * part)
         return fused, shares
+
+
+def softmax(scores_BM: Tensor) -> Tensor:
+    """Softmax over the sensors, summed one by one: adding an absent sensor's exact zero changes no bit, so a model that
+    learns a new sensor still gives the very same results without it."""
+    powers = (scores_BM - scores_BM.amax(dim=1, keepdim=True).detach()).exp()
+    total = powers[:, 0]
+    for column in range(1, powers.shape[1]):
+        total = total + powers[:, column]
+    return powers / total[:, None]
 
 
 def keep_top(weights_BM: Tensor, top_k: int | None) -> Tensor:

@@ -1,16 +1,21 @@
-"""A run: the directory a training wrote, read back.
+"""A run, the directory a training wrote, and an adapter, what is shared of it: read back.
 
-``recipe.yaml`` is the resolved recipe (classes, colours and complete sensor specs included), ``model.safetensors`` the
+A run's ``recipe.yaml`` is the resolved recipe (classes, colours and complete sensor specs included), ``model.safetensors`` the
 chosen weights, ``last.safetensors`` what ``--resume`` needs, ``run.json`` versions and command, ``log.jsonl`` the log.
+An adapter's ``config.json`` holds what of the recipe is needed for using it, and names the foundation by its hash.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlesam.config import Recipe, build, load_recipe, plain
+import mlesam
+from mlesam.config import PRESETS, Recipe, build, load_recipe, plain
 from mlesam.errors import DataError, RequestError
 from mlesam.model.checkpoints import fit_or_raise, load_tensors, save_tensors
 from mlesam.model.mlesam import MLESAM
@@ -18,25 +23,59 @@ from mlesam.sample import Classes
 from mlesam.sensors.spec import SensorSpec, canonical_order
 
 RECIPE, WEIGHTS, LAST, RECORD, LOG = "recipe.yaml", "model.safetensors", "last.safetensors", "run.json", "log.jsonl"
+ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
+FORMAT = "mlesam adapter 1"
+"""First words of an adapter's config. The number is raised when an older package could not read it."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory and its resolved recipe."""
+    """A run or an adapter, and its resolved recipe.
+
+    Attributes:
+        weights: name of the file with the chosen weights. any_foundation: use them on a foundation that they were not
+            trained on.
+    """
 
     path: Path
     recipe: Recipe
+    weights: str = WEIGHTS
+    any_foundation: bool = False
 
     @staticmethod
-    def load(path: str | Path) -> Run:
-        """Read a run directory; RequestError where there is none."""
-        path = Path(path)
-        if not (path / RECIPE).is_file():
-            raise RequestError(f"{path} is no run: it has no {RECIPE}; give the directory that `mlesam train` wrote.")
-        run = Run(path, load_recipe(path / RECIPE))
+    def load(
+        path: str | Path, *, foundation: str | None = None, any_foundation: bool = False, revision: str | None = None
+    ) -> Run:
+        """Read a run directory, an adapter directory, or an adapter on the Hub.
+
+        Args:
+            path: a directory, or a Hub id ``owner/name``.
+            foundation: where the foundation is, instead of what the run names: a preset, Hub id, folder or ``.pt`` file.
+            any_foundation: take it even if its hash is not that of the one trained on.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            RequestError: there is neither. DataError: it is there and cannot be read.
+        """
+        folder = Path(path)
+        if (folder / RECIPE).is_file():
+            run = Run(folder, load_recipe(folder / RECIPE))
+        elif (folder / CONFIG).is_file():
+            run = Run(folder, _adapter_recipe(folder / CONFIG), ADAPTER)
+        elif not folder.exists() and is_hub_id(str(path)):
+            folder = _from_hub(str(path), revision)
+            run = Run(folder, _adapter_recipe(folder / CONFIG), ADAPTER)
+        else:
+            raise RequestError(
+                f"{path} is no run and no adapter: it has no {RECIPE} and no {CONFIG}; give the directory that "
+                "`mlesam train` or `mlesam export` wrote."
+            )
         if not run.recipe.data.classes or not run.recipe.data.sensors:
-            raise DataError(f"{path / RECIPE} is not resolved: it names no classes or sensors; train the run again.")
-        return run
+            raise DataError(f"{folder} is not resolved: it names no classes or sensors; train the run again.")
+        if foundation is not None:
+            model = dataclasses.replace(run.recipe.model, foundation=foundation, revision=None)
+            run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, model=model))
+        return dataclasses.replace(run, any_foundation=any_foundation)
 
     @property
     def sensors(self) -> dict[str, SensorSpec]:
@@ -55,18 +94,70 @@ class Run:
         )
 
     def build_model(self) -> MLESAM:
-        """The model of this run, with fresh weights."""
+        """The model of this run, with fresh weights. RequestError where the foundation is not here."""
+        name = self.recipe.model.foundation
+        if self.weights == ADAPTER and not (name in PRESETS or Path(name).exists() or is_hub_id(name)):
+            raise RequestError(
+                f"{self.path} belongs to the foundation {name!r}, which lay on its author's machine; say where yours is: "
+                "foundation=PATH (--foundation PATH)."
+            )
         channels = {m: spec.channels for m, spec in self.sensors.items()}
         return MLESAM(channels, len(self.classes.names), self.recipe.model, self.recipe.seed)
 
     def load_model(self) -> MLESAM:
         """The model with the chosen weights, in evaluation mode."""
-        weights = self.path / WEIGHTS
+        weights = self.path / self.weights
         if not weights.is_file():
-            raise DataError(f"{self.path} holds no {WEIGHTS} yet; let the training reach its first validation.")
+            why = "let the training reach its first validation" if self.weights == WEIGHTS else "copy the whole directory"
+            raise DataError(f"{self.path} holds no {self.weights} yet; {why}.")
         model = self.build_model()
-        load_weights(model, weights)
+        load_weights(model, weights, any_foundation=self.any_foundation)
         return model.eval()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is read as ``owner/name`` on the Hub."""
+    is_path = name.endswith((".pt", ".pth")) or name.startswith((".", "/", "~")) or Path(name).is_dir()
+    return name.count("/") == 1 and all(name.split("/")) and not is_path
+
+
+def _adapter_recipe(path: Path) -> Recipe:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); copy the adapter again.") from None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise DataError(
+            f"{path} is of the format {found!r}, and this mlesam {mlesam.__version__} reads {FORMAT!r}; give an adapter, or "
+            "the package that wrote it."
+        )
+    try:
+        return build(Recipe, config.get("recipe"))
+    except RequestError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The files of an adapter on the Hub, from this machine's cache where they are there already."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[ADAPTER, CONFIG, CARD]))
+    except Exception as error:  # Hub, network and file errors come in many types
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"there is no directory {name}, and no adapter of that name can be had from the Hub ({reason}); give the directory of a run "
+            "or an adapter, or connect once so that it is cached."
+        ) from error
+    finally:
+        enable_progress_bars()
+    if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_file():
+        raise DataError(f"{name} on the Hub is no mlesam adapter: it has no {CONFIG} or no {ADAPTER}; give one that `mlesam export` wrote.")
+    return folder
 
 
 def save_weights(model: MLESAM, path: Path, metadata: dict[str, object]) -> None:
@@ -76,19 +167,40 @@ def save_weights(model: MLESAM, path: Path, metadata: dict[str, object]) -> None
     save_tensors(path, tensors, {**metadata, "foundation_sha256": model.foundation_sha256})
 
 
-def load_weights(model: MLESAM, path: Path, prefix: str = "") -> dict[str, object]:
-    """Load what :func:`save_weights` wrote; every tensor must fit. Returns the metadata."""
+def load_weights(model: MLESAM, path: Path, prefix: str = "", any_foundation: bool = False) -> dict[str, object]:
+    """Load what :func:`save_weights` wrote; every tensor must fit. Returns the metadata.
+
+    Args:
+        any_foundation: load them onto a foundation of the same shape that they were not trained on.
+    """
     tensors, metadata = load_tensors(path, prefix)
     state = model.state_dict()
     fit_or_raise(tensors, {name: tuple(state[name].shape) for name in model.saved_names}, str(path))
+    if not any_foundation:
+        _same_foundation(model, metadata, path)
+    model.load_state_dict(tensors, strict=False)
+    return metadata
+
+
+def take_over(model: MLESAM, run: Run) -> None:
+    """Load a run into a model that has further sensors; every tensor that the run has must fit, and only the new sensors'
+    own stay as they were drawn."""
+    tensors, metadata = load_tensors(run.path / run.weights)
+    _same_foundation(model, metadata, run.path / run.weights)
+    new = {name for m in model.modalities if m not in run.sensors for name in model.own_names(m)}
+    state = model.state_dict()
+    expected = {name: tuple(state[name].shape) for name in model.saved_names if name not in new}
+    fit_or_raise(tensors, expected, f"{run.path / run.weights} (--extend)")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _same_foundation(model: MLESAM, metadata: Mapping[str, object], what: Path) -> None:
     recorded = metadata.get("foundation_sha256")
     if recorded != model.foundation_sha256 and model.config.train != "all":
         raise DataError(
-            f"{path} was trained on another foundation than {model.foundation.source} (sha256 {str(recorded)[:12]}..., not "
-            f"{model.foundation_sha256[:12]}...); use the foundation it was trained with."
+            f"{what} was trained on another foundation than {model.foundation.source} (sha256 {str(recorded)[:12]}..., not "
+            f"{model.foundation_sha256[:12]}...); use the foundation it was trained with, or say any_foundation (--any-foundation)."
         )
-    model.load_state_dict(tensors, strict=False)
-    return metadata
 
 
 def start_from(model: MLESAM, run: Run) -> list[str]:
@@ -97,7 +209,7 @@ def start_from(model: MLESAM, run: Run) -> list[str]:
     Returns:
         The sensors that were taken over.
     """
-    tensors, metadata = load_tensors(run.path / WEIGHTS)
+    tensors, metadata = load_tensors(run.path / run.weights)
     if run.recipe.model.train != "all" and metadata.get("foundation_sha256") != model.foundation_sha256:
         raise DataError(
             f"{run.path} was trained on another foundation; set model.foundation and seed as in its recipe."
@@ -124,7 +236,7 @@ def start_from(model: MLESAM, run: Run) -> list[str]:
     given = {
         n: t for n, t in tensors.items() if not n.startswith(new_classes) and not any(o in f"{n}." for o in others)
     }
-    fit_or_raise(given, chosen, f"{run.path / WEIGHTS} (--init)")
+    fit_or_raise(given, chosen, f"{run.path / run.weights} (--init)")
     model.load_state_dict(given, strict=False)
     return shared
 

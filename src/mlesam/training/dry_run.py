@@ -17,19 +17,20 @@ from mlesam.data.loading import (
     evaluation_loader,
     training_loader,
 )
+from mlesam.model.run import Run
 from mlesam.training.loop import Step
 from mlesam.training.optimizer import make_optimizer
 from mlesam.training.prepare import prepare
 from mlesam.training.progress import Progress, duration
 
 
-def dry_run(recipe: Recipe, init: Path | None, report: Progress) -> int:
+def dry_run(recipe: Recipe, init: Path | None, extend: Path | None, report: Progress) -> int:
     """Check every file of the data, build the model, train one step in memory and run one validation frame.
 
     Returns:
         0 where a training would run, 1 where the data have faults, which are all listed.
     """
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, None if extend is None else Run.load(extend))
     for note in prepared.notes:
         report.say(note)
     findings = check_dataset(prepared.dataset, tuple(prepared.sensors))
@@ -58,7 +59,8 @@ def dry_run(recipe: Recipe, init: Path | None, report: Progress) -> int:
     began, loss = time.monotonic(), 0.0
     for batch in batches(training_loader(frames, sampler, workers=0)):
         part = step(batch.to(device))["loss"] / config.accumulate
-        part.backward()
+        if part.requires_grad:
+            part.backward()
         loss += float(part.detach())
     optimizer.step()
     seconds = time.monotonic() - began

@@ -28,7 +28,7 @@ from mlesam.data.loading import (
     training_loader,
 )
 from mlesam.errors import DataError, RequestError, WorkError
-from mlesam.model.checkpoints import load_tensors, replace_file, save_tensors
+from mlesam.model.checkpoints import file_sha256, load_tensors, replace_file, save_tensors
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights, save_weights
 from mlesam.sample import Batch
@@ -44,6 +44,7 @@ def train(
     out: Path,
     *,
     init: Path | None = None,
+    extend: Path | None = None,
     resume: bool = False,
     command: str = "",
     report: Progress | None = None,
@@ -52,7 +53,7 @@ def train(
 
     Args:
         out: the run's directory. It must not hold a run yet, unless ``resume``.
-        init: a run whose experts and router are the start.
+        init: a run whose experts and router are the start. extend: a run that gets further sensors.
         resume: go on from the last checkpoint of the run in ``out``, whose stored recipe this must be.
         command: what is written into the run's record.
 
@@ -64,7 +65,7 @@ def train(
         refuse_existing(out)
     elif Run.load(out).recipe != recipe:
         raise RequestError(f"{out} was started with another recipe; resume it with the one stored in it.")
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, None if extend is None else Run.load(extend))
     if resume and (changed := _changed_frames(prepared, out)):
         raise DataError(
             f"the frames of {prepared.dataset.name} have changed since {out} was started ({changed}); start a new run."
@@ -78,7 +79,7 @@ def train(
         trainer.restore()
     elif trainer.main:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / RECORD, json.dumps(_record(prepared, model, command, init), indent=2) + "\n")
+        replace_file(out / RECORD, json.dumps(_record(prepared, model, command, init, extend), indent=2) + "\n")
         replace_file(out / RECIPE, dump_recipe(prepared.recipe))
     trainer.run()
     return Run.load(out)
@@ -209,7 +210,8 @@ class Trainer:
             with self.accelerator.no_sync(self.module) if not last else _nothing():
                 losses = self.module(batch, keep)
                 self._stop_if_not_finite(losses["loss"], "loss", batch)
-                self.accelerator.backward(losses["loss"] / config.accumulate)
+                if losses["loss"].requires_grad:  # not where none of the frames has a sensor that is trained
+                    self.accelerator.backward(losses["loss"] / config.accumulate)
             for name, value in losses.items():
                 everywhere = self.accelerator.reduce(value.detach(), "mean")
                 totals[name] = totals.get(name, 0.0) + float(everywhere) / config.accumulate  # type: ignore[arg-type]
@@ -342,6 +344,11 @@ def _tensorboard(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard"))
 
 
+def _weights_sha256(path: Path) -> str:
+    run = Run.load(path)
+    return file_sha256(run.path / run.weights)
+
+
 def _frame_record(prepared: Prepared) -> dict[str, Any]:
     ids = json.dumps([[f.id for f in prepared.train], [f.id for f in prepared.val]])
     return {"train": len(prepared.train), "val": len(prepared.val), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
@@ -357,13 +364,14 @@ def _changed_frames(prepared: Prepared, out: Path) -> str:
     return ", ".join(counts) or ("other ids" if before["sha256"] != now["sha256"] else "")
 
 
-def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None) -> dict[str, Any]:
+def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None, extend: Path | None) -> dict[str, Any]:
     import accelerate
     import transformers
 
     return {
         "command": command,
         "init": None if init is None else str(init),
+        "extends": None if extend is None else {"run": str(extend), "sha256": _weights_sha256(extend)},
         "seed": prepared.recipe.seed,
         "foundation": {"source": model.foundation.source, "sha256": model.foundation_sha256},
         "parameters": {

@@ -19,14 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Sam2Model
 
 import mlesam
 from mlesam.config import TrainingConfig
-from mlesam.model.checkpoints import replace_file
+from mlesam.model.checkpoints import replace_file, save_plain
 from mlesam.model.foundation import Foundation, preset_config
 from mlesam.model.heads import fourier_position
 from mlesam.sensors.spec import BUILTIN
@@ -303,14 +302,10 @@ def pretrain(out: Path, steps: int, batch: int, lr: float, workers: int, every: 
 
 
 def save(sam2: Sam2Model, out: Path) -> None:
-    """Config and half-precision weights, as ``transformers`` reads them; tied copies are stored once."""
+    """Config and half-precision weights, as ``transformers`` reads them."""
     out.mkdir(parents=True, exist_ok=True)
     sam2.config.save_pretrained(out)
-    state = {n: t.detach().half().contiguous() for n, t in sam2.state_dict().items()}
-    temporary = out / ".model.safetensors.writing"
-    save_file(state, temporary, metadata={"format": "pt"})
-    temporary.chmod((out / "config.json").stat().st_mode)  # safetensors makes its files private
-    temporary.replace(out / "model.safetensors")
+    save_plain(out / "model.safetensors", {n: t.half() for n, t in sam2.state_dict().items()})
 
 
 def main() -> None:
