@@ -174,7 +174,10 @@ def test_nothing_is_written_over_and_nothing_half_written(
     ("change", "says"),
     [
         (lambda c: c.update(format="mlesam adapter 9"), "of the format 'mlesam adapter 9'"),
-        (lambda c: c["recipe"]["model"].update(rang=3), r"config\.json: unknown key 'model\.rang'; did you mean 'rank'"),
+        (
+            lambda c: c["recipe"]["model"].update(rang=3),
+            r"config\.json: unknown key 'model\.rang'; did you mean 'rank'",
+        ),
         (lambda c: c["recipe"]["data"].update(classes=None), "names no classes or sensors"),
     ],
 )
@@ -232,9 +235,7 @@ def test_pushing_makes_the_repository_and_uploads_the_directory(adapter: Path, m
         push(adapter, "street")
 
 
-def test_the_commands_take_an_adapter(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_take_an_adapter(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shared"
     assert main(["export", str(run.path), "--out", str(out), "--without", "thermal"]) == 0
     assert "adapter written to" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from mlesam.model.experts import Segment
 from mlesam.model.foundation import NANO, preset_config
 from mlesam.model.peft import load_peft, save_peft
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers
 EVERYWHERE = ("q", "k", "v", "proj", "mlp")
 
 
@@ -75,7 +76,9 @@ def test_an_expert_comes_back_as_it_went(tmp_path: Path, config: dict) -> None:
     other = model(trained=False, **config)
     load_peft(other, "depth", folder)
     for (name, mine), (_, theirs) in zip(
-        model(**config).experts.of("depth").named_parameters(), other.experts.of("depth").named_parameters(), strict=True
+        model(**config).experts.of("depth").named_parameters(),
+        other.experts.of("depth").named_parameters(),
+        strict=True,
     ):
         torch.testing.assert_close(mine, theirs, msg=name)
     assert not any(p.any() for n, p in other.experts.of("rgb").named_parameters() if n.endswith(".b"))
@@ -99,7 +102,12 @@ def trained_by_peft(tmp_path: Path, **config) -> tuple[nn.Module, Path]:
         ({"r": 3, "lora_alpha": 6, "target_modules": ["qkv"]}, ("q", "k", "v")),
         ({"r": 3, "lora_alpha": 6, "use_rslora": True, "target_modules": ["qkv", "attn.proj"]}, ("q", "k", "v", "proj")),
         (
-            {"r": 2, "target_modules": ["qkv", "mlp.proj_in", "mlp.proj_out"], "rank_pattern": {"qkv": 4}, "alpha_pattern": {"qkv": 2}},
+            {
+                "r": 2,
+                "target_modules": ["qkv", "mlp.proj_in", "mlp.proj_out"],
+                "rank_pattern": {"qkv": 4},
+                "alpha_pattern": {"qkv": 2},
+            },
             ("q", "k", "v", "mlp"),
         ),
     ],
@@ -138,7 +146,11 @@ def test_adapters_of_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"adapts blocks\.1\.proj"):
         load_peft(model(targets=("q", "k", "v")), "rgb", folder)
     config = json.loads((folder / "adapter_config.json").read_text())
-    for change, says in (({"use_dora": True}, "use_dora True"), ({"bias": "all"}, "bias 'all'"), ({"peft_type": "LOHA"}, "LOHA")):
+    for change, says in (
+        ({"use_dora": True}, "use_dora True"),
+        ({"bias": "all"}, "bias 'all'"),
+        ({"peft_type": "LOHA"}, "LOHA"),
+    ):
         (folder / "adapter_config.json").write_text(json.dumps(config | change))
         with pytest.raises(DataError, match=says):
             load_peft(model(), "rgb", folder)

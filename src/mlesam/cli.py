@@ -313,7 +313,9 @@ def _report(options: argparse.Namespace, others: dict[str, str], command: str) -
     console = _console()
     run = _load_run(options)
     if run.recipe.data.dataset is None:
-        raise RequestError(f"{run.path} is an adapter; a report needs the run, since it shows its training and its dataset.")
+        raise RequestError(
+            f"{run.path} is an adapter; a report needs the run, since it shows its training and its dataset."
+        )
     with _counting(console, "evaluating") as advance:
         path = write_report(run, advance=advance)
     console.print(f"report written to {path}", soft_wrap=True, markup=False, highlight=False)
@@ -332,9 +334,7 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
     from mlesam.inference.predict import find_frames, predict_frames
     from mlesam.inference.segmenter import Segmenter
 
-    segmenter = Segmenter.load(
-        options.run, foundation=options.foundation, any_foundation=options.any_foundation
-    )
+    segmenter = Segmenter.load(options.run, foundation=options.foundation, any_foundation=options.any_foundation)
     chosen = options.modalities.split(",") if options.modalities else None
     for modality in [*files, *(chosen or ())]:
         if modality not in segmenter.sensors:
@@ -381,7 +381,9 @@ def _export(options: argparse.Namespace, others: dict[str, str], command: str) -
         if options.modality is None:
             raise RequestError(f"--format peft needs --modality, one of {', '.join(run.sensors)}.")
         save_peft(run.load_model(), options.modality, options.out)
-        console.print(f"expert of {options.modality} written to {options.out}", soft_wrap=True, markup=False, highlight=False)
+        console.print(
+            f"expert of {options.modality} written to {options.out}", soft_wrap=True, markup=False, highlight=False
+        )
         return 0
     from mlesam.inference.adapter import export_adapter, push
 

@@ -52,7 +52,7 @@ def export_adapter(run: Run, out: Path, without: Collection[str] = ()) -> Path:
         raise RequestError(f"{run.path} has the sensors {', '.join(run.sensors)}; at least one of them must stay.")
     tensors, metadata = load_tensors(run.path / run.weights)
     gone = tuple(part for m in without for part in (f"experts.{m}.", f"stems.{m}.", f".scorers.{m}."))
-    tensors = {n: t for n, t in tensors.items() if not any(n.startswith(p) or p[0] == "." and p in n for p in gone)}
+    tensors = {n: t for n, t in tensors.items() if not any(n.startswith(p) or (p[0] == "." and p in n) for p in gone)}
     recipe = _recipe(run, kept)
     metrics = stored_metrics(run)
     config = {
@@ -132,7 +132,7 @@ def card(run: Run, recipe: Recipe, config: dict[str, Any], metrics: dict[str, An
     )
     example = ", ".join(f'"{m}": "{m}.png"' for m in sensors)
     use = (
-        "```python\nfrom mlesam import Segmenter\n\nsegmenter = Segmenter.load(\"<this directory or repository>\")\n"
+        '```python\nfrom mlesam import Segmenter\n\nsegmenter = Segmenter.load("<this directory or repository>")\n'
         f"prediction = segmenter({{{example}}})  # any subset\n"
         "prediction.labels, prediction.weights\n```"
     )

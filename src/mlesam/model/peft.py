@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ def load_peft(model: MLESAM, modality: str, folder: Path) -> None:
             used |= set(keys)
             a, b = (tensors[key].float() for key in keys)
             b = b * (_factor(config, f"blocks.{index}.{module}") / scale(model.config))
-            found |= dict(zip("qkv", ((a, part) for part in b.chunk(3)), strict=True)) if name == "qkv" else {name: (a, b)}
+            found |= (
+                dict(zip("qkv", ((a, part) for part in b.chunk(3)), strict=True)) if name == "qkv" else {name: (a, b)}
+            )
         for name, (a, b) in found.items():
             active = b.abs().amax(dim=0) > 0
             a, b = a[active], b[:, active]
@@ -155,11 +158,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / CONFIG} cannot be read ({error}); give a directory that PEFT wrote.") from None
-    wrong = [
-        f"{key} {config.get(key)!r}"
-        for key, fine in (("peft_type", ("LORA",)), ("use_dora", (False, None)), ("bias", ("none", None)), ("modules_to_save", (None, [])))
-        if config.get(key) not in fine
-    ]  # fmt: skip
+    plain = {"peft_type": ("LORA",), "use_dora": (False, None), "bias": ("none", None), "modules_to_save": (None, [])}
+    wrong = [f"{key} {config.get(key)!r}" for key, fine in plain.items() if config.get(key) not in fine]
     if wrong:
         raise DataError(f"{folder} has {', '.join(wrong)}; only plain LoRA without biases can be taken over.")
     tensors = load_plain(folder / WEIGHTS)
@@ -168,7 +168,6 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _factor(config: Mapping[str, Any], module: str) -> float:
     """alpha / r, or alpha / sqrt(r), with PEFT's patterns: a regular expression or a suffix of the module's name."""
-    import re
 
     def of(pattern: str, default: float) -> float:
         for key, value in (config.get(pattern) or {}).items():

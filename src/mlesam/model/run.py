@@ -108,7 +108,9 @@ class Run:
         """The model with the chosen weights, in evaluation mode."""
         weights = self.path / self.weights
         if not weights.is_file():
-            why = "let the training reach its first validation" if self.weights == WEIGHTS else "copy the whole directory"
+            why = (
+                "let the training reach its first validation" if self.weights == WEIGHTS else "copy the whole directory"
+            )
             raise DataError(f"{self.path} holds no {self.weights} yet; {why}.")
         model = self.build_model()
         load_weights(model, weights, any_foundation=self.any_foundation)
@@ -150,13 +152,15 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except Exception as error:  # Hub, network and file errors come in many types
         reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"there is no directory {name}, and no adapter of that name can be had from the Hub ({reason}); give the directory of a run "
-            "or an adapter, or connect once so that it is cached."
+            f"there is no directory {name}, and no adapter of that name can be had from the Hub ({reason}); give the directory "
+            "of a run or an adapter, or connect once so that it is cached."
         ) from error
     finally:
         enable_progress_bars()
     if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_file():
-        raise DataError(f"{name} on the Hub is no mlesam adapter: it has no {CONFIG} or no {ADAPTER}; give one that `mlesam export` wrote.")
+        raise DataError(
+            f"{name} on the Hub is no mlesam adapter: it lacks {CONFIG} or {ADAPTER}; give one that `mlesam export` wrote."
+        )
     return folder
 
 
@@ -199,7 +203,7 @@ def _same_foundation(model: MLESAM, metadata: Mapping[str, object], what: Path) 
     if recorded != model.foundation_sha256 and model.config.train != "all":
         raise DataError(
             f"{what} was trained on another foundation than {model.foundation.source} (sha256 {str(recorded)[:12]}..., not "
-            f"{model.foundation_sha256[:12]}...); use the foundation it was trained with, or say any_foundation (--any-foundation)."
+            f"{model.foundation_sha256[:12]}...); use the one it was trained with, or say any_foundation (--any-foundation)."
         )
 
 
