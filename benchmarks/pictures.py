@@ -70,10 +70,11 @@ def drive(out: Path, frames: int = 48, side: int = 200) -> None:
 
 
 def demo(run: Run, out: Path, side: int = 160) -> None:
-    """The median night frame and the median day frame of the test split."""
+    """The median night frame and the median day frame of the test split, of those where every sensor works."""
     scored = open_split(run, None, None, "test")
     metrics = evaluate(run, split="test").metrics
-    tags = {t: ids for t, ids in frames_by_tag(scored.frames).items() if t in ("day", "night")}
+    sound = [frame for frame in scored.frames if len(frame.tags) == 1]
+    tags = {t: ids for t, ids in frames_by_tag(sound).items() if t in ("day", "night")}
     chosen = choose(metrics["frame_miou"], tags, 2)
     model, frames = run.load_model(), {f.id: f for f in scored.frames}
     rows = []
