@@ -81,7 +81,7 @@ def kind_of(target: str) -> Kind:
     if ":" in target:
         return "dataset"
     if target.count("/") == 1:
-        from mlesam.checks.weights import cached_folder, is_hub_id
+        from mlesam.model.hub import cached_folder, is_hub_id
 
         if is_hub_id(target) and cached_folder(target) is not None:
             return "checkpoint"
@@ -253,7 +253,8 @@ def _sensors(dataset: Dataset, data: DataConfig, findings: Findings, console: Co
 
 def _weights(target: str, is_run: bool, console: Console) -> Findings:
     from mlesam.checks.run import check_run
-    from mlesam.checks.weights import cached_folder, check_checkpoint
+    from mlesam.checks.weights import check_checkpoint
+    from mlesam.model.hub import cached_folder
 
     title("run" if is_run else "checkpoint", target, console)
     path = Path(target)
