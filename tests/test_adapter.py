@@ -211,7 +211,9 @@ def test_an_adapter_comes_from_the_hubs_cache_without_a_network(
     found = Run.load("someone/street")
     assert found.path == snapshot
     assert Segmenter.load("someone/street", revision="a" * 40)(scene()).labels.shape == (64, 96)
-    with pytest.raises(DataError, match="there is no directory someone/else, and no adapter of that name"):
+    with pytest.raises(
+        DataError, match="there is no run or adapter someone/else here, and none can be had from the Hub"
+    ):
         Run.load("someone/else")
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import mlesam.checks.installation
 import mlesam.checks.show
-import mlesam.checks.weights
+import mlesam.model.hub
 from conftest import write_dataset
 from mlesam.checks.findings import Findings, counted, named, shown
 from mlesam.checks.installation import check_installation
@@ -207,7 +207,7 @@ def test_a_target_is_known_by_what_lies_there(whole: Path, tmp_path: Path) -> No
 
 
 def test_a_model_in_the_cache_of_the_hub_is_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlesam.checks.weights, "cached_folder", lambda name, revision=None: tmp_path)
+    monkeypatch.setattr(mlesam.model.hub, "cached_folder", lambda name, revision=None: tmp_path)
     status, text = ask("nobody/sam2")
     assert status == 1
     assert "holds no config.json" in text

@@ -17,6 +17,7 @@ import torch
 from mlesam.config import Recipe, load_recipe
 from mlesam.errors import DataError, RequestError, WorkError
 from mlesam.model.checkpoints import load_tensors
+from mlesam.model.foundation import load_foundation
 from mlesam.model.run import LAST, WEIGHTS, Run
 from mlesam.sample import IGNORE, Batch
 from mlesam.training import loop
@@ -54,7 +55,9 @@ def test_a_run_holds_everything_that_made_it(dataset: Path, tmp_path: Path) -> N
     assert record["command"] == "mlesam train"
     assert record["seed"] == 0
     assert record["versions"]["torch"] == torch.__version__
-    assert len(record["foundation"]["sha256"]) == 64
+    assert record["foundation"] == {
+        "name": "nano", "revision": None, "source": "nano (pre-trained)", "sha256": load_foundation("nano").foundation.sha256,
+    }  # fmt: skip
     assert run.recipe.data.classes == ("ground", "near", "far")
     assert run.sensors["depth"].dtype == "uint16"
     assert len(events(run.path, "step")) == 4

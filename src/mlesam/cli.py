@@ -118,6 +118,15 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     doctor = command("doctor", "Check the installation, a dataset, a recipe, a run or a SAM2 checkpoint.")
     doctor.add_argument("target", nargs="?", metavar="RECIPE|DATASET|RUN|CHECKPOINT")
+    doctor.add_argument(
+        "--parity",
+        action="store_true",
+        help="with SAM2 weights (a Hub id is downloaded): compute, and compare with transformers",
+    )
+    doctor.add_argument(
+        "--image", type=Path, metavar="FILE", help="with --parity: car.png, to compare the published scores as well"
+    )
+    doctor.add_argument("--out", type=Path, metavar="FILE", help="with --parity: also write the result here, as JSON")
     return parser, made
 
 
@@ -404,7 +413,8 @@ def _load_run(options: argparse.Namespace):
 def _doctor(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
     from mlesam.doctor import doctor
 
-    return doctor(options.target, _overrides(others, "doctor"), _console())
+    overrides = _overrides(others, "doctor")
+    return doctor(options.target, overrides, _console(), options.parity, options.image, options.out)
 
 
 def _nothing_left(others: dict[str, str], command: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,12 +28,21 @@ WEIGHT_FILES = (".pt", ".pth", ".safetensors", ".bin")
 TAKES = "doctor takes a recipe (.yaml), a dataset (folder:PATH), a run, a SAM2 checkpoint, or nothing"
 
 
-def doctor(target: str | None, overrides: dict[str, str], console: Console) -> int:
+def doctor(
+    target: str | None,
+    overrides: dict[str, str],
+    console: Console,
+    parity: bool = False,
+    image: Path | None = None,
+    out: Path | None = None,
+) -> int:
     """Check what ``target`` names and print the result.
 
     Args:
         target: recipe, dataset, run or checkpoint. None: the installation.
         overrides: ``{"section.key": "text"}`` on top of the recipe, or of the defaults for a dataset.
+        parity: run SAM2 weights (``target`` may also be a preset or any Hub id) and hold them against ``transformers``.
+        image: with ``parity``, the picture of the published scores. out: with ``parity``, where the result goes as JSON.
 
     Returns:
         Exit status: 1 with faults, else 0.
@@ -40,7 +50,11 @@ def doctor(target: str | None, overrides: dict[str, str], console: Console) -> i
     Raises:
         RequestError: the target is none of these, or the overrides do not apply to it.
     """
-    kind = None if target is None else kind_of(target)
+    if not parity and (image is not None or out is not None):
+        raise RequestError(f"--{'out' if image is None else 'image'} goes with --parity; add it.")
+    if parity and target is None:
+        raise RequestError("--parity runs SAM2 weights; give a .pt file, a transformers folder, a Hub id or a preset.")
+    kind = None if target is None or parity else kind_of(target)
     if overrides and kind not in ("recipe", "dataset"):
         raise RequestError(
             f"--{next(iter(overrides))} sets a field of a recipe; it goes with a recipe or a dataset only."
@@ -51,6 +65,8 @@ def doctor(target: str | None, overrides: dict[str, str], console: Console) -> i
         title("installation", "", console)
         findings: Findings = check_installation()
         show_facts(findings.facts, console)  # type: ignore[attr-defined]
+    elif parity:
+        findings = _parity(target, image, out, console)
     elif kind == "recipe":
         findings = _recipe(Path(target), overrides, console)
     elif kind == "dataset":
@@ -81,7 +97,7 @@ def kind_of(target: str) -> Kind:
     if ":" in target:
         return "dataset"
     if target.count("/") == 1:
-        from mlesam.checks.weights import cached_folder, is_hub_id
+        from mlesam.model.hub import cached_folder, is_hub_id
 
         if is_hub_id(target) and cached_folder(target) is not None:
             return "checkpoint"
@@ -253,7 +269,8 @@ def _sensors(dataset: Dataset, data: DataConfig, findings: Findings, console: Co
 
 def _weights(target: str, is_run: bool, console: Console) -> Findings:
     from mlesam.checks.run import check_run
-    from mlesam.checks.weights import cached_folder, check_checkpoint
+    from mlesam.checks.weights import check_checkpoint
+    from mlesam.model.hub import cached_folder
 
     title("run" if is_run else "checkpoint", target, console)
     path = Path(target)
@@ -262,4 +279,33 @@ def _weights(target: str, is_run: bool, console: Console) -> Findings:
     findings = check_run(path) if is_run else check_checkpoint(path)
     show_facts(findings.facts, console)
     show_groups(findings.groups, console)
+    return findings
+
+
+def _parity(target: str, image: Path | None, out: Path | None, console: Console) -> Findings:
+    """Check weights by their names and shapes and then, where these are right, by what they compute."""
+    from mlesam.checks.parity import check_parity
+    from mlesam.checks.weights import check_foundation
+    from mlesam.config import PRESETS
+    from mlesam.model.checkpoints import replace_file
+    from mlesam.model.hub import fetch_folder, is_hub_id
+
+    if is_hub_id(target) and not Path(target).exists():
+        fetch_folder(target)
+    elif target not in PRESETS and kind_of(target) != "checkpoint":
+        raise RequestError(f"--parity runs SAM2 weights, and {target} is a {kind_of(target)}; give its foundation.")
+    elif target.endswith(".safetensors"):
+        target = str(Path(target).parent)
+    title("checkpoint", target, console)
+    weights = check_foundation(target)
+    show_facts(weights.facts, console)
+    show_groups(weights.groups, console)
+    if weights.faults:
+        weights.note("parity", "nothing was computed, since the weights are faulty")
+        return weights
+    console.print()
+    title("parity with transformers", "", console)
+    findings = check_parity(target, weights, image, lambda what, value: show_facts([(f"{what:<12}", value)], console))
+    if out is not None:
+        replace_file(out, json.dumps(findings.record, indent=2) + "\n")
     return findings

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from mlesam.checks.findings import Findings, counted
-from mlesam.checks.weights import WeightsFindings, cached_folder, is_hub_id
+from mlesam.checks.weights import WeightsFindings
 from mlesam.errors import MlesamError
 from mlesam.model.checkpoints import load_tensors
+from mlesam.model.hub import cached_folder, is_hub_id
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights
 

@@ -19,7 +19,8 @@ from mlesam.checks.findings import Findings
 from mlesam.config import PRESETS, RANDOM_PRESETS
 from mlesam.errors import DataError, did_you_mean
 from mlesam.model.checkpoints import load_pickle, read_meta_checkpoint, rename
-from mlesam.model.foundation import NANO, preset_config
+from mlesam.model.foundation import MODEL_TYPES, NANO, missing_names, preset_config
+from mlesam.model.hub import cached_folder, is_hub_id
 
 _VIDEO = "occlusion_spatial_embedding_parameter"  # what SAM 2.1 has and SAM 2.0 has not, in the names of `transformers`
 
@@ -35,10 +36,18 @@ class Group:
 
 @dataclass
 class WeightsFindings(Findings):
-    """Findings about weights, and what they turned out to be: lines of (what, value), and groups of tensors."""
+    """Findings about weights, and what they turned out to be.
+
+    Attributes:
+        facts: lines of (what, value). groups: tensors by the beginning of their names.
+        files: sha256 of each file. size, version: of a SAM2, where they can be told.
+    """
 
     facts: list[tuple[str, str]] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    size: str | None = None
+    version: str | None = None
 
 
 def check_foundation(name: str, revision: str | None = None) -> WeightsFindings:
@@ -65,24 +74,6 @@ def check_foundation(name: str, revision: str | None = None) -> WeightsFindings:
     return findings
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a foundation's name is read as ``owner/name`` on the Hub, as ``load_foundation`` reads it."""
-    is_path = name.endswith((".pt", ".pth")) or name.startswith((".", "/", "~")) or Path(name).is_dir()
-    return name.count("/") == 1 and not is_path
-
-
-def cached_folder(name: str, revision: str | None = None) -> Path | None:
-    """Where the Hub's cache on this machine keeps a model, without asking the network."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:
-        return None
-    return Path(config).parent if isinstance(config, str) else None
-
-
 def check_checkpoint(path: Path) -> WeightsFindings:
     """Check one of Meta's ``.pt`` files or a ``transformers`` folder (or the ``.safetensors`` file in it)."""
     findings = WeightsFindings()
@@ -96,7 +87,7 @@ def check_checkpoint(path: Path) -> WeightsFindings:
 
 
 def _check_pickle(path: Path, findings: WeightsFindings) -> None:
-    findings.facts += _file_facts(path)
+    _file_facts(path, findings)
     try:
         state = load_pickle(path)
     except DataError as error:
@@ -116,6 +107,7 @@ def _check_pickle(path: Path, findings: WeightsFindings) -> None:
         findings.groups = _groups(state, {})
         findings.fault("foreign files", str(error))
         return
+    findings.size, findings.version = layout.size, layout.version
     findings.facts += [
         ("layout", f"Meta's, SAM {layout.version}, size {layout.size}"),
         ("numbers", _number_types(state)),
@@ -131,7 +123,7 @@ def _check_pickle(path: Path, findings: WeightsFindings) -> None:
         elif name not in layout.tensors:
             findings.fault("missing tensors", f"{name} is missing (its name in transformers).")
     for name in layout.tensors:
-        if name not in expected and "positional_embedding" not in name:  # one of two names of the same matrix
+        if name not in expected:
             findings.fault("unknown tensors", f"{own.get(name, name)} belongs to no SAM2; use the original file.")
 
 
@@ -144,7 +136,7 @@ def _check_folder(folder: Path, findings: WeightsFindings) -> None:
         )
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        findings.facts += _file_facts(file)
+        _file_facts(file, findings)
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (it is no mapping)
@@ -160,18 +152,20 @@ def _check_folder(folder: Path, findings: WeightsFindings) -> None:
         reason = " ".join(str(error).split())[:300]
         findings.fault("foreign files", f"{folder} is no SAM2 that transformers can load ({reason}).")
         return
+    findings.size, findings.version = _size(config), _version(shapes)
+    told = findings.version or "2.0 or 2.1 (an image model does not tell)"
     unused = {name: False for name in shapes if name not in expected}
     findings.facts += [
-        ("layout", f"transformers, {_version(shapes)}, size {_size(config)}"),
+        ("layout", f"transformers, SAM {told}, size {findings.size}"),
         ("tensors", f"{len(shapes)}: {len(shapes) - len(unused)} used, {len(unused)} ignored"),
     ]
     findings.groups = _groups(shapes, unused)
-    for name in sorted(report["missing_keys"]):
+    for name in sorted(missing_names(report)):
         findings.fault("missing tensors", f"{name} is missing.")
     for name, found, wanted in sorted(report["mismatched_keys"]):
         findings.fault("tensors of another shape", f"{name} has the shape {tuple(found)}, not {tuple(wanted)}.")
     for name in sorted(report["unexpected_keys"]):
-        findings.note("unknown tensors", f"{name} belongs to no SAM2 and is ignored")
+        findings.fault("unknown tensors", f"{name} belongs to no SAM2; use the original folder.")
 
 
 def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
@@ -184,8 +178,9 @@ def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
         findings.fault("unreadable files", f"{folder / 'config.json'} is not valid JSON ({error}); download it again.")
         return None
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in ("sam2", "sam2_video"):
-        findings.fault("foreign files", f"{folder / 'config.json'} describes a {kind!r} model, not sam2 or sam2_video.")
+    if kind not in MODEL_TYPES:
+        known = " or ".join(MODEL_TYPES)
+        findings.fault("foreign files", f"{folder / 'config.json'} describes a {kind!r} model, not {known}.")
         return None
     return config
 
@@ -232,10 +227,11 @@ def _size(config: Mapping[str, Any]) -> str:
     return f"of its own (width {width}, blocks {blocks})"
 
 
-def _version(names: Mapping[str, object]) -> str:
+def _version(names: Mapping[str, object]) -> str | None:
+    """``2.0`` or ``2.1``; None for the weights of an image model, which has the same tensors in both."""
     if not any(name.startswith("memory_attention.") for name in names):
-        return "SAM 2.0 or 2.1 (an image model does not tell)"
-    return f"SAM {'2.1' if _VIDEO in names else '2.0'}"
+        return None
+    return "2.1" if _VIDEO in names else "2.0"
 
 
 def _groups(names: Mapping[str, object], used: Mapping[str, bool]) -> list[Group]:
@@ -259,7 +255,8 @@ def _check_finite(state: Mapping[str, Tensor], findings: Findings) -> None:
             findings.fault("tensors that are not finite", f"{name} holds NaN or infinity; download the file again.")
 
 
-def _file_facts(path: Path) -> list[tuple[str, str]]:
+def _file_facts(path: Path, findings: WeightsFindings) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return [("file", f"{path.name}, {path.stat().st_size / 2**20:,.1f} MiB"), ("sha256", digest)]
+    findings.files[path.name] = digest
+    findings.facts += [("file", f"{path.name}, {path.stat().st_size / 2**20:,.1f} MiB"), ("sha256", digest)]

@@ -19,7 +19,8 @@ from mlesam.config import DataConfig, Recipe, TrainingConfig, plain
 from mlesam.errors import RequestError, WorkError, did_you_mean
 from mlesam.evaluation.facts import stored_metrics
 from mlesam.model.checkpoints import load_tensors, replace_file, save_tensors
-from mlesam.model.run import ADAPTER, CARD, CONFIG, FORMAT, Run, is_hub_id
+from mlesam.model.hub import is_hub_id
+from mlesam.model.run import ADAPTER, CARD, CONFIG, FORMAT, Run
 
 ROWS = 16
 """Subsets of sensors that a card shows; with more sensors, each alone and all together."""

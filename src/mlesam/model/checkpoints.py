@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,11 @@ def read_meta_checkpoint(path: Path) -> MetaLayout:
 
 
 def _size_of(tensors: dict[str, Tensor], path: Path) -> str:
+    if any(k.startswith(("image_encoder.blocks.", "image_encoder.patch_embed.")) for k in tensors):
+        raise DataError(
+            f"{path} is a checkpoint of the first SAM, whose image encoder is a plain ViT, and not of SAM2; use one of SAM2's, "
+            "such as sam2.1_hiera_tiny.pt."
+        )
     stem = tensors.get("vision_encoder.backbone.patch_embed.projection.weight")
     blocks = {k.split(".")[3] for k in tensors if k.startswith("vision_encoder.backbone.blocks.")}
     found = (0 if stem is None else stem.shape[0], len(blocks))
@@ -124,35 +129,41 @@ def _size_of(tensors: dict[str, Tensor], path: Path) -> str:
     return sizes[found]
 
 
-def load_meta_checkpoint(path: Path):
-    """A ``transformers.Sam2Model`` with the weights of one of Meta's files; every tensor is used or known."""
-    from transformers import Sam2Model
-
-    from mlesam.model.foundation import preset_config
-
-    layout = read_meta_checkpoint(path)
-    sam2 = Sam2Model(preset_config(layout.size))
-    expected = sam2.state_dict()
-    # `transformers` ties the prompt encoder's copy of the positional matrix; either name may be absent from its dict.
-    given = {k: v for k, v in layout.tensors.items() if k in expected or "positional_embedding" not in k}
-    fit_or_raise(given, {k: tuple(v.shape) for k, v in expected.items()}, str(path))
-    sam2.load_state_dict(given, strict=True)
-    return sam2
-
-
-def fit_or_raise(given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+def fit_or_raise(
+    given: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    what: str,
+    model: str = "this model",
+    mend: str = "use the weights it was made with",
+) -> None:
     """DataError that names the first few tensors that are missing, unexpected or of another shape."""
+    refuse_misfit(
+        [k for k in expected if k not in given],
+        [k for k in given if k not in expected],
+        [k for k in given if k in expected and tuple(given[k].shape) != expected[k]],
+        what, model, mend,
+    )  # fmt: skip
+
+
+def refuse_misfit(
+    missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str], what: str, model: str, mend: str
+) -> None:
+    """DataError about ``what`` where there are any such names."""
     faults = []
-    for label, names in (
-        ("missing", [k for k in expected if k not in given]),
-        ("unexpected", [k for k in given if k not in expected]),
-        ("of another shape", [k for k in given if k in expected and tuple(given[k].shape) != expected[k]]),
-    ):
+    for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             faults.append(f"{label}: {', '.join(sorted(names)[:3])}{more}")
     if faults:
-        raise DataError(f"{what} does not fit this model ({'; '.join(faults)}); use the weights it was made with.")
+        raise DataError(f"{what} does not fit {model} ({'; '.join(faults)}); {mend}.")
+
+
+def finite_or_raise(tensors: Mapping[str, Tensor], what: str) -> None:
+    """DataError where a number is NaN or infinite: one such weight makes every result NaN."""
+    bad = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if bad:
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise DataError(f"{what} holds NaN or infinity in {bad[0]}{more}; it is damaged, use the original weights.")
 
 
 # ---------------------------------------------------------------- files

@@ -9,9 +9,11 @@ Shape letters: R rows (one per frame and sensor), H W pixels or tokens, C channe
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,9 @@ from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2MaskDe
 
 from mlesam.config import PRESETS, RANDOM_PRESETS
 from mlesam.errors import DataError, RequestError, did_you_mean
+from mlesam.model.checkpoints import finite_or_raise, fit_or_raise, read_meta_checkpoint, refuse_misfit
 from mlesam.model.experts import Update, unchanged
+from mlesam.model.hub import fetch_folder, is_hub_id
 
 STRIDE = 32
 """Input sides must be multiples of this: the positional embedding is tiled in 8x8 windows at stride 4."""
@@ -73,7 +77,8 @@ class Foundation(nn.Module):
         trunk, neck: ``transformers`` modules, called block by block through :meth:`forward`.
         no_memory, no_mask: (1, C, 1, 1), added to the stride-16 map before mask decoding.
         position: (2, C / 2), random Fourier matrix of the decoder's positional encoding.
-        source: where the weights came from; sha256: hash of trunk, neck and the three tensors above.
+        source: where the weights came from. commit: the Hub's commit, where they came from there.
+        sha256: hash of trunk, neck and the three tensors above as float32, the same for every form of a checkpoint.
     """
 
     trunk: Sam2HieraDetModel
@@ -82,7 +87,7 @@ class Foundation(nn.Module):
     no_mask: Tensor
     position: Tensor
 
-    def __init__(self, sam2: Sam2Model, source: str) -> None:
+    def __init__(self, sam2: Sam2Model, source: str, commit: str | None = None) -> None:
         super().__init__()
         self.trunk = sam2.vision_encoder.backbone
         self.neck = sam2.vision_encoder.neck
@@ -93,6 +98,7 @@ class Foundation(nn.Module):
         )
         self.register_buffer("position", sam2.shared_image_embedding.positional_embedding.detach().clone())
         self.source = source
+        self.commit = commit
         self.width = width
         self.requires_grad_(False)
 
@@ -224,13 +230,26 @@ def _unpartition(x_NHWC: Tensor, window: int, height: int, width: int) -> Tensor
 
 # ---------------------------------------------------------------- building and loading
 
+MODEL_TYPES = ("sam2", "sam2_video")
+"""What ``config.json`` may call a SAM2."""
+
+# One matrix under two names: before version 5, `transformers` tied the second to the first and stored one of them.
+_POSITIONS = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
+
 
 @dataclass(frozen=True)
 class Loaded:
-    """A foundation and the decoder weights the mask head starts from."""
+    """A SAM2 in float32 and, sharing its weights, the foundation made of it.
 
+    The mask head starts from ``decoder``; the prompt encoder in ``sam2`` serves checks alone.
+    """
+
+    sam2: Sam2Model
     foundation: Foundation
-    decoder: Sam2MaskDecoder
+
+    @property
+    def decoder(self) -> Sam2MaskDecoder:
+        return self.sam2.mask_decoder
 
 
 def load_foundation(name: str, revision: str | None = None, seed: int = 0) -> Loaded:
@@ -244,31 +263,49 @@ def load_foundation(name: str, revision: str | None = None, seed: int = 0) -> Lo
     Raises:
         RequestError: a name that is none of these. DataError: weights that are damaged, incomplete or another model's.
     """
-    if name == "nano":
-        sam2, source = _from_transformers(str(NANO), None), "nano (pre-trained)"
-    elif name in RANDOM_PRESETS:
+    commit = None
+    if name in RANDOM_PRESETS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            sam2 = Sam2Model(preset_config(name))
-        source = f"{name} (random weights, seed {seed})"
+            sam2 = Sam2Model(preset_config(name)).eval()
+        return Loaded(sam2, Foundation(sam2, f"{name} (random weights, seed {seed})"))
+    if name == "nano":
+        sam2, source = load_folder(NANO, name), "nano (pre-trained)"
     elif name.endswith((".pt", ".pth")):
-        from mlesam.model.checkpoints import load_meta_checkpoint
-
         sam2, source = load_meta_checkpoint(Path(name)), os.path.basename(name)
     elif Path(name).is_dir():
-        sam2, source = _from_transformers(name, None), name
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        sam2, source = _from_transformers(name, revision), name if revision is None else f"{name}@{revision}"
+        sam2, source = load_folder(Path(name), name), name
+    elif is_hub_id(name):
+        folder = fetch_folder(name, revision)
+        commit = folder.name
+        sam2, source = load_folder(folder, name), name if revision is None else f"{name}@{revision}"
     else:
         raise RequestError(
             f"model.foundation {name!r} is no preset, Hub id (owner/name), transformers folder or .pt file"
             f"{did_you_mean(name, PRESETS)}"
         )
+    finite_or_raise(sam2.state_dict(), name)
     sam2 = sam2.eval()
-    return Loaded(Foundation(sam2, source), sam2.mask_decoder)
+    return Loaded(sam2, Foundation(sam2, source, commit))
 
 
-def _from_transformers(name: str, revision: str | None) -> Sam2Model:
+def load_meta_checkpoint(path: Path) -> Sam2Model:
+    """One of Meta's ``.pt`` files; every tensor in it is used or ignored by name. DataError where one is not."""
+    layout = read_meta_checkpoint(path)
+    with torch.device("meta"):  # no time for random numbers that the checkpoint replaces
+        sam2 = Sam2Model(preset_config(layout.size))
+    expected = {name: tuple(tensor.shape) for name, tensor in sam2.state_dict().items()}
+    fit_or_raise(layout.tensors, expected, str(path), f"SAM2 {layout.size}", "use the original file")
+    sam2.load_state_dict(layout.tensors, assign=True)
+    return sam2
+
+
+def load_folder(folder: Path, name: str) -> Sam2Model:
+    """A ``transformers`` folder with ``config.json`` and safetensors, of an image or a video model.
+
+    Raises:
+        DataError: a folder that is no SAM2, or whose tensors do not fit its configuration. Video weights are ignored.
+    """
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -276,25 +313,40 @@ def _from_transformers(name: str, revision: str | None) -> Sam2Model:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if kind not in MODEL_TYPES:
+            known = ", ".join(MODEL_TYPES)
+            raise DataError(f"{name} is a {kind!r} model by its config.json; a SAM2 is one of {known}.")
         loaded: Any = Sam2Model.from_pretrained(
-            name, revision=revision or "main", output_loading_info=True, use_safetensors=True, dtype=torch.float32
+            folder,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # so that the report names them
+            dtype=torch.float32,
         )
-    except Exception as error:  # Hub, network and file errors come in many types
+    except DataError:
+        raise
+    except Exception as error:  # broken files and impossible configurations come in many types
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"the SAM2 weights {name!r} cannot be loaded ({reason}); give a Hub id that can be reached or is in the "
-            "cache, or a folder with config.json and model.safetensors."
+            f"the SAM2 weights {name!r} cannot be loaded ({reason}); give a folder with whole config.json and model.safetensors."
         ) from error
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
     sam2, report = loaded
-    missing = sorted(report["missing_keys"])
-    mismatched = sorted(str(m) for m in report.get("mismatched_keys", ()))
-    if missing or mismatched:
-        raise DataError(
-            f"{name} is no complete SAM2: {len(missing)} tensors are missing and {len(mismatched)} have another shape, "
-            f"first {(missing + mismatched)[:3]}; use the complete weights."
-        )
+    for absent, given in (_POSITIONS, _POSITIONS[::-1]):
+        if absent in report["missing_keys"]:
+            sam2.get_buffer(absent).copy_(sam2.get_buffer(given))
+    missing, unexpected = missing_names(report), report["unexpected_keys"]
+    misshapen = [str(mismatch[0]) for mismatch in report["mismatched_keys"]]
+    refuse_misfit(missing, unexpected, misshapen, name, "the SAM2 of its config.json", "use the original folder")
     return sam2
+
+
+def missing_names(report: Mapping[str, Any]) -> set[str]:
+    """What a folder lacks by the report of ``transformers``; one of the two names of the positional matrix will do."""
+    missing = set(report["missing_keys"])
+    return missing if missing.issuperset(_POSITIONS) else missing.difference(_POSITIONS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import mlesam
 from mlesam.config import PRESETS, Recipe, build, load_recipe, plain
 from mlesam.errors import DataError, RequestError
 from mlesam.model.checkpoints import fit_or_raise, load_tensors, save_tensors
+from mlesam.model.hub import fetch_folder, is_hub_id
 from mlesam.model.mlesam import MLESAM
 from mlesam.sample import Classes
 from mlesam.sensors.spec import SensorSpec, canonical_order
@@ -117,12 +117,6 @@ class Run:
         return model.eval()
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a name is read as ``owner/name`` on the Hub."""
-    is_path = name.endswith((".pt", ".pth")) or name.startswith((".", "/", "~")) or Path(name).is_dir()
-    return name.count("/") == 1 and all(name.split("/")) and not is_path
-
-
 def _adapter_recipe(path: Path) -> Recipe:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -142,24 +136,13 @@ def _adapter_recipe(path: Path) -> Recipe:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     """The files of an adapter on the Hub, from this machine's cache where they are there already."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[ADAPTER, CONFIG, CARD]))
-    except Exception as error:  # Hub, network and file errors come in many types
-        reason = " ".join(str(error).split())[:200]
+        folder = fetch_folder(name, revision)
+    except DataError as error:
+        raise DataError(f"there is no run or adapter {name} here, and none can be had from the Hub: {error}") from error
+    if not (folder / ADAPTER).is_file():
         raise DataError(
-            f"there is no directory {name}, and no adapter of that name can be had from the Hub ({reason}); give the directory "
-            "of a run or an adapter, or connect once so that it is cached."
-        ) from error
-    finally:
-        enable_progress_bars()
-    if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_file():
-        raise DataError(
-            f"{name} on the Hub is no mlesam adapter: it lacks {CONFIG} or {ADAPTER}; give one that `mlesam export` wrote."
+            f"{name} on the Hub is no mlesam adapter: it lacks {ADAPTER}; give one that `mlesam export` wrote."
         )
     return folder
 

@@ -373,7 +373,12 @@ def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None, 
         "init": None if init is None else str(init),
         "extends": None if extend is None else {"run": str(extend), "sha256": _weights_sha256(extend)},
         "seed": prepared.recipe.seed,
-        "foundation": {"source": model.foundation.source, "sha256": model.foundation_sha256},
+        "foundation": {
+            "name": prepared.recipe.model.foundation,
+            "revision": model.foundation.commit or prepared.recipe.model.revision,
+            "source": model.foundation.source,
+            "sha256": model.foundation_sha256,
+        },
         "parameters": {
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "total": sum(p.numel() for p in model.parameters()),
