@@ -166,7 +166,10 @@ def crowded(scene: Scene, camera: Camera) -> np.ndarray:
     x, _, z = camera.position
     half_x, half_z = parts[:, COLUMN["hx"]], parts[:, COLUMN["hz"]]
     cos, sin = np.abs(parts[:, COLUMN["cos"]]), np.abs(parts[:, COLUMN["sin"]])
-    half_x, half_z = cos * half_x + sin * half_z, sin * half_x + cos * half_z  # of a box around it, however it is turned
+    half_x, half_z = (
+        cos * half_x + sin * half_z,
+        sin * half_x + cos * half_z,
+    )  # of a box around it, however it is turned
     reach = np.maximum(half_x, half_z)
     dx, dz = parts[:, COLUMN["cx"]] - np.float32(x), parts[:, COLUMN["cz"]] - np.float32(z)
     away = np.maximum(np.abs(dx) - half_x, np.abs(dz) - half_z)

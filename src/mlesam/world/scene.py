@@ -129,7 +129,9 @@ class Scene:
         then = now + self.parts[:, COLUMN["vz"]] * np.float32(seconds)
         bend = np.float32(self.ground.bend)
         moved[:, COLUMN["cz"]] = then
-        moved[:, COLUMN["cx"]] += self.parts[:, COLUMN["vx"]] * np.float32(seconds) + (bent(bend, then) - bent(bend, now))
+        moved[:, COLUMN["cx"]] += self.parts[:, COLUMN["vx"]] * np.float32(seconds) + (
+            bent(bend, then) - bent(bend, now)
+        )
         return moved
 
 
