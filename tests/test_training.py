@@ -207,12 +207,13 @@ def test_tensorboard_gets_what_the_log_gets(dataset: Path, tmp_path: Path) -> No
 
 
 def test_bfloat16_autocast_trains_too(dataset: Path, tmp_path: Path) -> None:
-    run = train(recipe(dataset, training__precision="bf16"), tmp_path / "run")
-    exact = train(recipe(dataset, training__precision="fp32"), tmp_path / "exact")
+    # At a low rate: Adam's first steps have the size of the rate whatever the gradient, so rounding turns into noise.
+    run, exact = (
+        train(recipe(dataset, training__precision=name, training__lr="1e-5"), tmp_path / name)
+        for name in ("bf16", "fp32")
+    )
     assert losses(run.path) != losses(exact.path)
-    # Two steps: small differences grow with every step, since which pixels are hard depends on them.
-    assert losses(run.path)[:2] == pytest.approx(losses(exact.path)[:2], rel=0.02)
-    assert np.isfinite(losses(run.path)).all()
+    assert losses(run.path) == pytest.approx(losses(exact.path), rel=0.02)
 
 
 def test_two_processes_share_each_step(dataset: Path, tmp_path: Path) -> None:
