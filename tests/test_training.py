@@ -210,10 +210,13 @@ def test_tensorboard_gets_what_the_log_gets(dataset: Path, tmp_path: Path) -> No
 
 
 def test_bfloat16_autocast_trains_too(dataset: Path, tmp_path: Path) -> None:
-    run = train(recipe(dataset, training__precision="bf16"), tmp_path / "run")
-    exact = train(recipe(dataset, training__precision="fp32"), tmp_path / "exact")
+    # At a low rate: Adam's first steps have the size of the rate whatever the gradient, so rounding turns into noise.
+    run, exact = (
+        train(recipe(dataset, training__precision=name, training__lr="1e-5"), tmp_path / name)
+        for name in ("bf16", "fp32")
+    )
     assert losses(run.path) != losses(exact.path)
-    assert losses(run.path) == pytest.approx(losses(exact.path), rel=0.05)
+    assert losses(run.path) == pytest.approx(losses(exact.path), rel=0.02)
 
 
 def test_two_processes_share_each_step(dataset: Path, tmp_path: Path) -> None:
