@@ -104,6 +104,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     doctor = command("doctor", "Check the installation, a dataset, a recipe, a run or a SAM2 checkpoint.")
     doctor.add_argument("target", nargs="?", metavar="RECIPE|DATASET|RUN|CHECKPOINT")
+    doctor.add_argument(
+        "--stats", action="store_true", help="measure a dataset's sensors band by band, with YAML to paste"
+    )
+    doctor.add_argument("--split", metavar="NAME", help="with --stats: the split to measure (train)")
+    doctor.add_argument("--frames", type=int, metavar="N", help="with --stats: only N frames, evenly spaced (all)")
     return parser, made
 
 
@@ -343,7 +348,14 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
 def _doctor(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
     from mlesam.doctor import doctor
 
-    return doctor(options.target, _overrides(others, "doctor"), _console())
+    return doctor(
+        options.target,
+        _overrides(others, "doctor"),
+        _console(),
+        stats=options.stats,
+        split=options.split,
+        frames=options.frames,
+    )
 
 
 def _nothing_left(others: dict[str, str], command: str) -> None:
