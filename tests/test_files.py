@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 
 from mlesam.errors import DataError
-from mlesam.sensors.files import EXTENSIONS, image_size, read_array, read_label
+from mlesam.sensors.files import EXTENSIONS, channels_last, image_size, read_array, read_label
 
 SIZE = (20, 30)
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -150,6 +150,14 @@ def test_a_tiff_of_twelve_bands_keeps_every_value(dtype: str, how: dict, planar:
     assert result.dtype == (np.float32 if dtype == "float64" else dtype)
     assert result.dtype.isnative
     np.testing.assert_array_equal(result, array.astype(result.dtype))
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_a_tiff_says_itself_which_axis_holds_its_bands(planar: str, tmp_path: Path) -> None:
+    array = numbers("uint16", 100, size=(6, 9))  # fewer rows and columns than bands
+    stored = array if planar == "contig" else np.ascontiguousarray(np.moveaxis(array, -1, 0))
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", planarconfig=planar)
+    np.testing.assert_array_equal(read_array(tmp_path / "a.tif"), array)
 
 
 @pytest.mark.parametrize("array", [numbers("uint8"), numbers("uint16"), numbers("uint8", 3)], ids=["8", "16", "rgb"])
@@ -523,3 +531,47 @@ def test_a_grey_picture_in_the_classes_colours_is_a_picture_of_colours(tmp_path:
     Image.fromarray(array).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_label(tmp_path / "a.png", [(0, 0, 0), (255, 255, 255)]), array)
     np.testing.assert_array_equal(read_label(tmp_path / "a.png", [(0, 0, 0), (255, 0, 0)]), array[..., 0])
+
+
+# ---------------------------------------------------------------- which axis holds the channels
+
+
+CUBE = numbers("uint16", 100, size=(48, 64))
+"""A cube with more bands than rows and columns: its shape alone does not say where they are."""
+
+
+@pytest.mark.parametrize("leading", [False, True], ids=["last", "first"])
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_a_cube_of_more_bands_than_rows_is_read_by_what_is_known_of_it(
+    leading: bool, suffix: str, tmp_path: Path
+) -> None:
+    path, beside, broken = tmp_path / f"a{suffix}", tmp_path / "a.png", tmp_path / "b.png"
+    stored = np.ascontiguousarray(np.moveaxis(CUBE, -1, 0)) if leading else CUBE
+    if suffix == ".npy":
+        np.save(path, stored)
+    else:
+        tifffile.imwrite(path, stored, photometric="minisblack")  # pages: bands or rows
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(beside)
+    broken.write_bytes(b"no picture")
+    np.testing.assert_array_equal(read_array(path, 100), CUBE)
+    np.testing.assert_array_equal(read_array(path, None, [tmp_path / "a.npy", broken, beside]), CUBE)
+    np.testing.assert_array_equal(read_array(path, 7, [beside]), CUBE)  # a wrong number must be called by the right one
+    np.testing.assert_array_equal(read_array(path, 90), CUBE)  # nearer to 100 than to either side
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "size", "expected"),
+    [
+        ((64, 64, 100), None, None, (64, 64, 100)),  # a square
+        ((100, 64, 64), None, None, (64, 64, 100)),
+        ((5, 6, 7), None, None, (6, 7, 5)),  # the shorter
+        ((7, 6, 5), None, None, (7, 6, 5)),
+        ((5, 6, 5), 5, None, (5, 6, 5)),  # either: as files mostly are
+        ((5, 6, 5), 5, (6, 5), (6, 5, 5)),
+        ((12, 12, 64), 12, None, (12, 64, 12)),  # what is declared comes before what looks likely
+        ((64, 12, 12), 64, None, (12, 12, 64)),
+        ((3, 4, 1), None, None, (3, 4)),
+    ],
+)
+def test_channels_come_last(shape: tuple, channels: int | None, size: tuple | None, expected: tuple) -> None:
+    assert channels_last(np.zeros(shape), channels, size).shape == expected

@@ -245,6 +245,12 @@ def test_everything_that_dataset_yaml_may_hold_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_block_of_a_recipe_may_stand_in_dataset_yaml(tmp_path: Path) -> None:
+    both = with_yaml(tmp_path, "classes: [a, b]\ndata: {ignore: 9, sensors: {depth: {scale: 0.01}}}").declared
+    assert both == DataConfig(classes=("a", "b"), ignore=9, sensors={"depth": {"scale": 0.01}})
+    assert with_yaml(tmp_path, "classes: [a, b]\ndata:\n").declared == DataConfig(classes=("a", "b"))
+
+
 def test_without_dataset_yaml_the_recipe_speaks_alone(tmp_path: Path) -> None:
     touch(tmp_path, "rgb/train/a.png")
     assert opened(tmp_path).declared == DataConfig()
@@ -286,6 +292,9 @@ def test_the_recipe_stands_above_dataset_yaml_field_by_field(tmp_path: Path) -> 
         ("classes: [a, b]\ncolors: [[1, 2, 3]]", "1 colours for 2 classes"),
         ("ignore: none", "dataset.yaml.ignore"),
         ("sensors: {depth: 3}", "dataset.yaml.sensors.depth"),
+        ("data: 3", "data is 3, but it must be a mapping"),
+        ("data: {crop: 64}", "dataset.yaml.crop"),
+        ("sensors: {depth: {scale: 1}}\ndata: {sensors: {depth: {missing: 0}}}", "says 'sensors' twice"),
         ("- 1", "must hold a mapping"),
         ("classes: [a", "not valid YAML"),
     ],

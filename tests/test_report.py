@@ -26,7 +26,7 @@ from mlesam.evaluation.charts import nice_ticks, smoothed
 from mlesam.evaluation.evaluate import Evaluation, dumps, evaluate, open_split, store
 from mlesam.evaluation.gallery import choose
 from mlesam.evaluation.markup import change, h, percent
-from mlesam.evaluation.pictures import EMPTY, WRONG, error_picture, sensor_picture
+from mlesam.evaluation.pictures import EMPTY, MEANING, WRONG, error_picture, kind, sensor_picture
 from mlesam.evaluation.protocols import predict
 from mlesam.evaluation.report import write_report
 from mlesam.model.run import Run
@@ -402,6 +402,26 @@ def test_a_sensor_of_any_channels_has_a_picture(channels: int, make: Callable[..
     ):
         drawn = sensor_picture(name, values, spec, 25)
         assert (drawn.shape, drawn.dtype) == ((15, 25, 3), np.uint8)
+
+
+def test_bands_are_drawn_in_false_colour_by_thirds() -> None:
+    values = np.zeros((12, 1, 5), dtype=np.float32)
+    for place, third in enumerate((slice(0, 4), slice(4, 8), slice(8, 12))):
+        values[third, 0, place] = 1.0
+    values[3, 0, 3] = values[..., 4] = np.nan
+    drawn = sensor_picture("cube", values, SensorSpec(channels=12), 5)[0].astype(int)
+    blue, green, red, _, hole = drawn
+    assert [int(color.argmax()) for color in (red, green, blue)] == [0, 1, 2]
+    assert tuple(hole) == EMPTY
+    assert MEANING[kind("cube", SensorSpec(channels=12))].startswith("false colours")
+    assert MEANING[kind("cube", SensorSpec(channels=12, photometric="color"))].startswith("false colours")
+
+
+def test_three_channels_that_are_no_camera_by_name_keep_their_order() -> None:
+    values = np.zeros((3, 1, 3), dtype=np.float32)
+    values[0, 0, 0] = values[1, 0, 1] = values[2, 0, 2] = 1.0
+    drawn = sensor_picture("left", values, SensorSpec(channels=3), 3)[0]
+    assert [int(color.argmax()) for color in drawn] == [0, 1, 2]
 
 
 def test_near_is_bright_and_nothing_measured_is_dark() -> None:

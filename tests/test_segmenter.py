@@ -11,6 +11,8 @@ from PIL import Image
 
 from mlesam import DataError, RequestError, Segmenter
 from mlesam.config import load_recipe
+from mlesam.inference.segmenter import picture
+from mlesam.sensors import SensorSpec
 from mlesam.training.loop import train
 
 
@@ -176,3 +178,14 @@ def test_more_than_256_classes_have_wider_ids(street: tuple[Segmenter, Path]) ->
         model, {"thermal": segmenter.sensors["thermal"]}, Classes(names, default_colors(260)), device="cpu"
     )
     assert many({"thermal": np.zeros((32, 32), dtype=np.uint8)}).labels.dtype == np.int16
+
+
+def test_four_8_bit_bands_are_no_picture_with_alpha() -> None:
+    spec = SensorSpec(channels=4)
+    stored = np.zeros((8, 9, 4), dtype=np.uint8)
+    stored[:4, :, 3] = 200  # near infrared: the last band shows as red
+    drawn = picture(spec.encode(stored).numpy(), stored, spec)
+    assert drawn.shape == (8, 9, 3)
+    assert (drawn[0, 0] == (255, 0, 0)).all()
+    rgb = SensorSpec(channels=3)
+    np.testing.assert_array_equal(picture(rgb.encode(stored).numpy(), stored, rgb), stored[..., :3])

@@ -127,6 +127,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "--image", type=Path, metavar="FILE", help="with --parity: car.png, to compare the published scores as well"
     )
     doctor.add_argument("--out", type=Path, metavar="FILE", help="with --parity: also write the result here, as JSON")
+    doctor.add_argument(
+        "--stats", action="store_true", help="measure a dataset's sensors band by band, with YAML to paste"
+    )
+    doctor.add_argument("--split", metavar="NAME", help="with --stats: the split to measure (train)")
+    doctor.add_argument("--frames", type=int, metavar="N", help="with --stats: only N frames, evenly spaced (all)")
     return parser, made
 
 
@@ -413,8 +418,9 @@ def _load_run(options: argparse.Namespace):
 def _doctor(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
     from mlesam.doctor import doctor
 
-    overrides = _overrides(others, "doctor")
-    return doctor(options.target, overrides, _console(), options.parity, options.image, options.out)
+    names = ("parity", "image", "out", "stats", "split", "frames")
+    chosen = {name: getattr(options, name) for name in names}
+    return doctor(options.target, _overrides(others, "doctor"), _console(), **chosen)
 
 
 def _nothing_left(others: dict[str, str], command: str) -> None:

@@ -32,9 +32,13 @@ def doctor(
     target: str | None,
     overrides: dict[str, str],
     console: Console,
+    *,
     parity: bool = False,
     image: Path | None = None,
     out: Path | None = None,
+    stats: bool = False,
+    split: str | None = None,
+    frames: int | None = None,
 ) -> int:
     """Check what ``target`` names and print the result.
 
@@ -43,12 +47,15 @@ def doctor(
         overrides: ``{"section.key": "text"}`` on top of the recipe, or of the defaults for a dataset.
         parity: run SAM2 weights (``target`` may also be a preset or any Hub id) and hold them against ``transformers``.
         image: with ``parity``, the picture of the published scores. out: with ``parity``, where the result goes as JSON.
+        stats: measure the sensors of the recipe or dataset instead, band by band.
+        split: with ``stats``, the split to measure. None: train.
+        frames: with ``stats``, files of each sensor to measure, evenly spaced. None: all.
 
     Returns:
         Exit status: 1 with faults, else 0.
 
     Raises:
-        RequestError: the target is none of these, or the overrides do not apply to it.
+        RequestError: the target is none of these, or the options do not apply to it.
     """
     if not parity and (image is not None or out is not None):
         raise RequestError(f"--{'out' if image is None else 'image'} goes with --parity; add it.")
@@ -59,6 +66,14 @@ def doctor(
         raise RequestError(
             f"--{next(iter(overrides))} sets a field of a recipe; it goes with a recipe or a dataset only."
         )
+    if stats:
+        if kind not in ("recipe", "dataset"):
+            raise RequestError(
+                "--stats measures a dataset's sensors; name a recipe or a dataset, such as folder:data/mine."
+            )
+        return _stats(str(target), kind, overrides, split or "train", frames, console)
+    if split is not None or frames is not None:
+        raise RequestError("--split and --frames go with --stats; without it, all splits are checked.")
     if target is None:
         from mlesam.checks.installation import check_installation
 
@@ -107,6 +122,10 @@ def kind_of(target: str) -> Kind:
 def _kind_of_folder(path: Path) -> Kind:
     if (path / "recipe.yaml").is_file() or (path / "run.json").is_file():
         return "run"
+    if (path / "adapter.safetensors").is_file():
+        raise RequestError(
+            f"{path} is an adapter, which is checked whenever it is loaded; try it: mlesam predict {path}"
+        )
     if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
         return "checkpoint"
     if any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir()):
@@ -265,6 +284,35 @@ def _sensors(dataset: Dataset, data: DataConfig, findings: Findings, console: Co
         findings.fault("sensors", str(error))
         return
     show_sensors(specs, console)
+
+
+def _stats(target: str, kind: Kind, overrides: dict[str, str], split: str, most: int | None, console: Console) -> int:
+    """Measure the sensors of a dataset; 1 where files stop it, and then there is nothing to paste."""
+    from mlesam.checks.bands import measure_sensors, show_bands, show_block
+    from mlesam.data.dataset import open_dataset
+    from mlesam.data.reading import choose_modalities
+
+    if most is not None and most < 1:
+        raise RequestError(f"--frames is {most}, but it must be at least 1.")
+    data = load_recipe(Path(target) if kind == "recipe" else None, overrides).data
+    name = data.dataset if kind == "recipe" else target
+    if name is None:
+        raise RequestError(f"{target} names no dataset to measure; give --data.dataset KIND:PATH.")
+    dataset = open_dataset(name, data)
+    modalities = choose_modalities(dataset, data.modalities)
+    frames = dataset.frames(split)
+    where = f"{dataset.name}, split {split}"
+    title("statistics of", where, console)
+    findings = Findings()
+    with reading(console) as advance:
+        measured = measure_sensors(dataset, modalities, frames, split, most, findings, advance)
+    for sensor in measured:
+        show_bands(sensor, console)
+    if findings.faults:
+        show_findings(findings, console)
+        return 1
+    show_block(measured, where, console)
+    return 0
 
 
 def _weights(target: str, is_run: bool, console: Console) -> Findings:

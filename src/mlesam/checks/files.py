@@ -11,7 +11,7 @@ import numpy as np
 
 from mlesam.data.dataset import Frame
 from mlesam.errors import MlesamError
-from mlesam.sensors.files import read_array, read_label
+from mlesam.sensors.files import read_label
 from mlesam.sensors.spec import SensorSpec
 
 THREADS = 3
@@ -63,9 +63,9 @@ class FrameFacts:
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def sensor_file(path: Path, spec: SensorSpec) -> SensorFile:
+def sensor_file(frame: Frame, modality: str, spec: SensorSpec) -> SensorFile:
     """Decode a sensor's file. Raises DataError where it cannot be."""
-    array = read_array(path)
+    array = frame.read(modality, spec.channels)
     channels = 1 if array.ndim == 2 else array.shape[2]
     measured = np.isfinite(array) if array.dtype.kind == "f" else None
     if spec.missing is not None:
@@ -132,7 +132,7 @@ def _frame_facts(
     for modality, path in frame.files.items():
         if modality in specs:
             try:
-                facts.sensors[modality] = sensor_file(path, specs[modality])
+                facts.sensors[modality] = sensor_file(frame, modality, specs[modality])
             except MlesamError as error:
                 facts.unreadable.append((path, str(error)))
     if frame.label is not None:

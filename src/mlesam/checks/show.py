@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mlesam.checks.weights import Group
     from mlesam.sensors.spec import SensorSpec
 
+MOST_VALUES = 4
+"""Values of a mean or std that are shown one by one."""
 PLAIN_SECONDS = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -121,11 +123,19 @@ def show_sensors(specs: Mapping[str, SensorSpec], console: Console) -> None:
     """What a training takes each sensor's numbers for."""
     console.print()
     console.print(plain("sensors", "bold"))
-    show_facts([(modality, _spec(spec)) for modality, spec in specs.items()], console)
+    show_facts([(modality, spec_line(spec)) for modality, spec in specs.items()], console)
 
 
-def _spec(spec: SensorSpec) -> str:
-    unit = "of full scale" if spec.unit == "1" else spec.unit
+def _each(values: Sequence[float]) -> str:
+    """One value per channel, or where they are many from which to which they go."""
+    if len(values) > MOST_VALUES:
+        return f"{min(values):.4g} to {max(values):.4g}"
+    return " ".join(f"{v:.4g}" for v in values)
+
+
+def spec_line(spec: SensorSpec, statistics: bool = True) -> str:
+    """What a spec says about a sensor's files, with or without its mean and std."""
+    unit = f" {spec.unit}" if spec.unit != "1" else " of full scale" if spec.scale is None else ""
     low, high = spec.range
     said = [counted(spec.channels, "channel")]
     if spec.colormap is not None:
@@ -134,11 +144,12 @@ def _spec(spec: SensorSpec) -> str:
     elif spec.dtype is not None:
         said.append(spec.dtype)
     if spec.scale is not None:
-        said.append(f"stored value x {spec.scale:g} = {spec.unit}")
-    said.append("any value" if math.isinf(low) and math.isinf(high) else f"{low:g} to {high:g} {unit}")
-    said.append("mean " + " ".join(f"{v:.4g}" for v in spec.mean) + ", std " + " ".join(f"{v:.4g}" for v in spec.std))
+        said.append(f"stored value x {spec.scale:g}" + (f" = {spec.unit}" if spec.unit != "1" else ""))
+    said.append("any value" if math.isinf(low) and math.isinf(high) else f"{low:g} to {high:g}{unit}")
     if spec.normalize == "frame":
-        said[-1] = "normalised by each frame's own mean and std"
+        said.append("normalised by each frame's own mean and std")
+    elif statistics:
+        said.append(f"mean {_each(spec.mean)}, std {_each(spec.std)}")
     said.append(spec.interpolation)
     if spec.missing is not None:
         said.append(f"{spec.missing:g} is nothing measured")

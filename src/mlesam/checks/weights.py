@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections import Counter
@@ -18,7 +17,7 @@ from torch import Tensor
 from mlesam.checks.findings import Findings
 from mlesam.config import PRESETS, RANDOM_PRESETS
 from mlesam.errors import DataError, did_you_mean
-from mlesam.model.checkpoints import load_pickle, read_meta_checkpoint, rename
+from mlesam.model.checkpoints import file_sha256, load_pickle, read_meta_checkpoint, rename
 from mlesam.model.foundation import MODEL_TYPES, NANO, missing_names, preset_config
 from mlesam.model.hub import cached_folder, is_hub_id
 
@@ -256,7 +255,5 @@ def _check_finite(state: Mapping[str, Tensor], findings: Findings) -> None:
 
 
 def _file_facts(path: Path, findings: WeightsFindings) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    findings.files[path.name] = digest
+    digest = findings.files[path.name] = file_sha256(path)
     findings.facts += [("file", f"{path.name}, {path.stat().st_size / 2**20:,.1f} MiB"), ("sha256", digest)]

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlesam.config import DataConfig
 from mlesam.errors import RequestError, did_you_mean
+from mlesam.sensors.files import read_array
 
 KINDS = ("folder", "world")
 
@@ -22,6 +25,11 @@ class Frame:
     files: dict[str, Path]
     label: Path | None = None
     tags: tuple[str, ...] = ()
+
+    def read(self, modality: str, channels: int | None = None) -> np.ndarray:
+        """A sensor's file as stored, see :func:`mlesam.sensors.files.read_array`; ``channels`` where they are known."""
+        others = [path for m, path in self.files.items() if m != modality]
+        return read_array(self.files[modality], channels, [self.label, *others] if self.label else others)
 
 
 class Dataset(ABC):

@@ -146,7 +146,7 @@ def _declare(root: Path, config: DataConfig) -> DataConfig:
     path = root / "dataset.yaml"
     if not path.is_file():
         return config
-    stored = build(DatasetFile, read_yaml(path), where="dataset.yaml")
+    stored = build(DatasetFile, _flat(read_yaml(path), path), where="dataset.yaml")
     names, colors = _classes(stored, path)
     sensors = {
         m: {**stored.sensors.get(m, {}), **config.sensors.get(m, {})} for m in {**stored.sensors, **config.sensors}
@@ -160,6 +160,17 @@ def _declare(root: Path, config: DataConfig) -> DataConfig:
         label_map=stored.label_map if config.label_map is None else config.label_map,
         sensors=sensors,
     )
+
+
+def _flat(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The keys may stand under ``data``, as they do in a recipe, so that a block of YAML fits both."""
+    inner = values.pop("data", None) or {}
+    if not isinstance(inner, dict):
+        raise RequestError(f"{path}: data is {inner!r}, but it must be a mapping of keys to values.")
+    for key in inner:
+        if key in values:
+            raise RequestError(f"{path} says {key!r} twice, at its top level and under data; keep one of them.")
+    return {**values, **inner}
 
 
 def _classes(stored: DatasetFile, path: Path) -> tuple[tuple[str, ...] | None, tuple[tuple[int, int, int], ...] | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,18 @@ import torch
 from torch import Tensor
 
 from mlesam.data.dataset import Dataset, Frame, default_colors
+from mlesam.data.statistics import measure, spaced, with_statistics
 from mlesam.errors import DataError, RequestError, did_you_mean
 from mlesam.sample import IGNORE, Classes, Sample
-from mlesam.sensors.files import read_array, read_label
+from mlesam.sensors.files import read_label
 from mlesam.sensors.spec import SensorSpec, canonical_order, sensor_spec
 
 STATISTICS_FRAMES = 64
 """Frames that mean and standard deviation are measured on, evenly spaced over the train split."""
 MOST_CLASSES = 255
 """Largest id that is taken for a class without being declared."""
+MATCHED_FRAMES = 3
+"""Frames that channels and number type are read off, by majority."""
 GREY_FRAMES = 16
 """Frames that must all be grey before a sensor saved as colour is taken for one of one channel."""
 
@@ -40,7 +45,7 @@ def read_frame(frame: Frame, sensors: Mapping[str, SensorSpec], classes: Classes
     images, sizes = {}, {}
     for modality in canonical_order(m for m in frame.files if m in sensors):
         path = frame.files[modality]
-        images[modality] = sensors[modality].encode(read_array(path), str(path))
+        images[modality] = sensors[modality].encode(frame.read(modality, sensors[modality].channels), str(path))
         sizes[str(path)] = tuple(images[modality].shape[-2:])
     if not images:
         raise DataError(f"frame {frame.id!r} has no file of {', '.join(sensors)}; it needs at least one.")
@@ -180,52 +185,90 @@ def resolve_sensors(
 ) -> tuple[dict[str, SensorSpec], list[str]]:
     """Complete specs for the chosen sensors, and a note for each thing that was inferred.
 
-    What is declared stands. Channels and number type are read off the first file; mean and standard deviation are
-    measured on the train split, except for colour cameras, which keep the statistics SAM2 was trained with.
+    What is declared stands. Channels and number type are read off the files; mean and standard deviation are measured on
+    the train split, except for colour cameras, which keep the statistics SAM2 was trained with.
     """
     specs, notes = {}, []
     for modality in modalities:
-        files = [f.files[modality] for f in frames if modality in f.files]
-        if not files:
-            raise RequestError(f"no train frame of {dataset.name} has a {modality} file; leave this sensor out.")
-        spec, inferred = _match_files(modality, dataset.sensor(modality), files)
+        spec, seen, inferred = match_sensor(dataset, modality, frames)
         unsaid = [name for name in ("mean", "std") if name not in dataset.sensor(modality)]
         if spec.photometric != "color" and unsaid:
-            spec, measured = _with_statistics(spec, files, unsaid)
-            inferred.append(measured)
+            picked = spaced(seen, STATISTICS_FRAMES)
+            spec = with_statistics(spec, measure(modality, spec, picked), unsaid)
+            inferred.append(f"{' '.join(_elided(spec, name) for name in unsaid)} ({len(picked)} train frames)")
         specs[modality] = spec
         if inferred:
             notes.append(f"{modality}: {', '.join(inferred)}")
     return specs, notes
 
 
-def _match_files(modality: str, declared: Mapping[str, object], files: Sequence[Path]) -> tuple[SensorSpec, list[str]]:
+def _elided(spec: SensorSpec, name: str) -> str:
+    values = getattr(spec, name)
+    return f"{name} {', '.join(f'{v:.4g}' for v in values[:4])}{' ...' if len(values) > 4 else ''}"
+
+
+def match_sensor(
+    dataset: Dataset, modality: str, frames: Sequence[Frame], split: str = "train"
+) -> tuple[SensorSpec, list[Frame], list[str]]:
+    """A sensor's spec but for its statistics, the frames that have it, and what of the spec was read off their files.
+
+    Raises:
+        RequestError: no frame has the sensor, or the files do not fit what is declared.
+    """
+    seen = [f for f in frames if modality in f.files]
+    if not seen:
+        raise RequestError(f"no {split} frame of {dataset.name} has a {modality} file; leave this sensor out.")
+    spec, inferred = _match_files(modality, dataset.sensor(modality), seen)
+    return spec, seen, inferred
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a file stores: channels, number type, and whether its colour channels are all the same."""
+
+    channels: int
+    dtype: np.dtype
+    grey: bool
+
+    @staticmethod
+    def of(frame: Frame, modality: str, channels: int | None) -> _Kind:
+        array = frame.read(modality, channels)
+        grey = array.ndim == 3 and bool((array[..., :1] == array[..., :3]).all())
+        return _Kind(1 if array.ndim == 2 else array.shape[2], array.dtype, grey)
+
+
+def _match_files(
+    modality: str, declared: Mapping[str, object], frames: Sequence[Frame]
+) -> tuple[SensorSpec, list[str]]:
     spec = sensor_spec(modality, declared)
     if spec.colormap is not None:
         return spec, []
-    array = read_array(files[0])
-    channels = 1 if array.ndim == 2 else array.shape[2]
+    known = spec.channels if "channels" in declared else None
+    # One odd file is not taken for the rule, even where it is the first.
+    kinds = {f.files[modality]: _Kind.of(f, modality, known) for f in spaced(frames, MATCHED_FRAMES)}
+    (channels, dtype), _ = Counter((k.channels, k.dtype) for k in kinds.values()).most_common(1)[0]
+    path = next(p for p, k in kinds.items() if (k.channels, k.dtype) == (channels, dtype))
     # One frame without a return, or in the dark, is black in all channels and does not make the sensor a grey one.
-    grey = _is_grey(array) and all(_is_grey(read_array(path)) for path in _spaced(files, GREY_FRAMES))
+    grey = kinds[path].grey and all(_Kind.of(f, modality, known).grey for f in spaced(frames, GREY_FRAMES))
     changes: dict[str, object] = {}
     inferred = []
     if "channels" not in declared and spec.photometric != "color":
         found = channels
         if channels in (3, 4) and grey:
             found = 1
-        elif channels == 4 and files[0].suffix.lower() == ".png":
+        elif channels == 4 and path.suffix.lower() == ".png":
             found = 3  # in other formats a fourth channel is a band and no alpha
         changes["channels"] = found
         inferred.append(f"{found} channel{'s' if found > 1 else ''}")
     if "dtype" not in declared and spec.photometric != "color":
-        changes["dtype"] = array.dtype.name
-        inferred.append(array.dtype.name)
-    if array.dtype == np.uint8 and spec.scale is not None and "scale" not in declared:
+        changes["dtype"] = dtype.name
+        inferred.append(dtype.name)
+    if dtype == np.uint8 and spec.scale is not None and "scale" not in declared:
         changes |= {"scale": None, "unit": "1"}  # the built-in unit belongs to 16-bit files
         if "range" not in declared:
             changes["range"] = (0.0, 1.0)
         inferred.append("as a fraction of full scale")
-    if array.dtype == np.float32 and spec.unit == "1" and "range" not in declared:
+    if dtype == np.float32 and spec.unit == "1" and "range" not in declared:
         changes["range"] = (float("-inf"), float("inf"))
     for name in ("mean", "std"):
         if name not in declared and "channels" in changes and len(getattr(spec, name)) not in (1, changes["channels"]):
@@ -233,41 +276,7 @@ def _match_files(modality: str, declared: Mapping[str, object], files: Sequence[
     try:
         return dataclasses.replace(spec, **changes), inferred  # type: ignore[arg-type]
     except RequestError as error:
-        raise RequestError(f"sensors.{modality}, with what {files[0]} holds: {error}") from None
-
-
-def _is_grey(array: np.ndarray) -> bool:
-    return array.ndim == 3 and bool((array[..., :1] == array[..., :3]).all())
-
-
-def _spaced(files: Sequence[Path], most: int) -> list[Path]:
-    return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), most)).round().astype(int)]
-
-
-def _with_statistics(
-    spec: SensorSpec, files: Sequence[Path], names: Sequence[str] = ("mean", "std")
-) -> tuple[SensorSpec, str]:
-    picked = _spaced(files, STATISTICS_FRAMES)
-    raw = dataclasses.replace(spec, normalize="dataset")
-    total, squares, count = (np.zeros(spec.channels) for _ in range(3))
-    for path in picked:
-        values = raw.encode(read_array(path), str(path)).flatten(1).double().numpy()
-        measured = np.isfinite(values)
-        values = np.where(measured, values, 0.0)
-        total += values.sum(axis=1)
-        squares += (values**2).sum(axis=1)
-        count += measured.sum(axis=1)
-    count = np.maximum(count, 1)
-    # Where most pixels are empty, empty must not look like an average measurement: keep 0 at 0.
-    mean = np.zeros(spec.channels) if spec.photometric == "sparse" else total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    std = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)
-    statistics = {"mean": mean, "std": std}
-    rounded = {name: tuple(float(f"{v:.5g}") for v in statistics[name]) for name in names}
-    shown = " ".join(
-        f"{k} {', '.join(f'{v:.4g}' for v in vs[:4])}{' ...' if len(vs) > 4 else ''}" for k, vs in rounded.items()
-    )
-    return dataclasses.replace(spec, **rounded), f"{shown} ({len(picked)} train frames)"  # type: ignore[arg-type]
+        raise RequestError(f"sensors.{modality}, with what {path} holds: {error}") from None
 
 
 def resized(values: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:

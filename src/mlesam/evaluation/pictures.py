@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mlesam.inference.segmenter import picture
+from mlesam.inference.segmenter import picture, stretched
 from mlesam.sample import IGNORE
 from mlesam.sensors.colormaps import lookup_table
 from mlesam.sensors.spec import SensorSpec
@@ -34,8 +34,8 @@ POINT = 2.2
 
 
 def kind(modality: str, spec: SensorSpec) -> str:
-    """How a sensor is drawn: ``color``, ``polarity``, ``range``, ``warmth``, ``angle``, ``grey`` or ``bands``."""
-    if spec.photometric == "color":
+    """How a sensor is drawn: ``color``, ``polarity``, ``range``, ``warmth``, ``angle``, ``grey``, ``three`` or ``bands``."""
+    if spec.photometric == "color" and spec.channels <= 3:
         return "color"
     if spec.photometric == "sparse":
         # A sensor with a value for "nothing measured" has returns; one without it counts changes.
@@ -48,7 +48,7 @@ def kind(modality: str, spec: SensorSpec) -> str:
         return "warmth" if warm else "grey"
     if spec.channels == 2 and spec.photometric == "none":
         return "angle"  # sine and cosine, as the built-in aolp
-    return "bands"
+    return "three" if spec.channels == 3 else "bands"
 
 
 MEANING = {
@@ -58,7 +58,8 @@ MEANING = {
     "warmth": "yellow: warm, violet: cold",
     "grey": "dark to bright",
     "angle": "hue: angle",
-    "bands": "false colours from thirds of the channels",
+    "three": "its three channels as red, green and blue",
+    "bands": "false colours, the first third of its bands in blue, the middle in green, the last in red",
 }
 """What the colours of each kind of picture say."""
 
@@ -85,30 +86,15 @@ def sensor_picture(modality: str, values: np.ndarray, spec: SensorSpec, side: in
         hue = (np.arctan2(np.nan_to_num(values[0]), np.nan_to_num(values[1])) / np.pi + 1) * 90
         color = np.stack([hue, np.full_like(hue, 170), np.full_like(hue, 225)], axis=-1).astype(np.uint8)
         return _shrunk(cv2.cvtColor(color, cv2.COLOR_HSV2RGB), size)
-    if how == "bands":
-        thirds = (
-            np.array_split(values, 3) if len(values) >= 3 else [values[:1], values.mean(0, keepdims=True), values[1:]]
-        )
-        # The last third (for a spectrum the longest waves) is red, as the eye has it.
-        channels = [_stretched(_mean(t)) for t in reversed(thirds)]
-        return _shrunk((np.stack(channels, axis=-1) * 255).astype(np.uint8), size)
-    drawn = _colored(_stretched(values[0]), INFERNO) if how == "warmth" else picture(values, values, spec)
-    drawn[~np.isfinite(values[0])] = EMPTY
+    drawn = _colored(stretched(values[0]), INFERNO) if how == "warmth" else picture(values, values, spec)
+    drawn[~np.isfinite(values).any(axis=0)] = EMPTY
     return _shrunk(drawn, size)
-
-
-def _mean(channels: np.ndarray) -> np.ndarray:
-    """Over what is measured; NaN where nothing is."""
-    measured = np.isfinite(channels)
-    count = measured.sum(axis=0)
-    total = np.where(measured, channels, 0.0).sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _range(distance: np.ndarray, size: tuple[int, int], sparse: bool) -> np.ndarray:
     measured = np.isfinite(distance)
     # Near things are few pixels of most frames' range: even steps in logarithm keep their shape.
-    nearness = 1.0 - _stretched(np.log(np.where(measured, np.maximum(distance, 1e-3), np.nan)))
+    nearness = 1.0 - stretched(np.log(np.where(measured, np.maximum(distance, 1e-3), np.nan)))
     nearness = np.where(measured, nearness, -1.0).astype(np.float32)
     if sparse:
         nearness = cv2.dilate(nearness, _brush(distance.shape, size))  # where points overlap the nearer one shows
@@ -134,15 +120,6 @@ def _polarity(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _brush(shape: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
     width = max(1, round(POINT * shape[0] / size[0]))
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE if width > 2 else cv2.MORPH_RECT, (width, width))
-
-
-def _stretched(values: np.ndarray) -> np.ndarray:
-    """To 0..1 between the 1st and 99th percentile of what is measured; nothing measured is 0."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros(values.shape, dtype=np.float32)
-    low, high = np.percentile(values[finite], [1, 99])
-    return np.where(finite, (values - low) / max(float(high - low), 1e-6), 0.0).clip(0, 1).astype(np.float32)
 
 
 def _colored(scaled: np.ndarray, stops: tuple[tuple[int, int, int], ...]) -> np.ndarray:

@@ -84,7 +84,7 @@ class Segmenter:
                 raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, self.sensors)}")
         if not given:
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.sensors)}.")
-        arrays = {m: _stored_numbers(given[m], m) for m in canonical_order(given)}
+        arrays = {m: _stored_numbers(given[m], m, self.sensors[m].channels) for m in canonical_order(given)}
         names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
         images = {m: self.sensors[m].encode(a, names[m]) for m, a in arrays.items()}
         check_sizes({names[m]: tuple(x.shape[-2:]) for m, x in images.items()})
@@ -108,10 +108,10 @@ class Segmenter:
         )
 
 
-def _stored_numbers(value: Any, name: str) -> np.ndarray:
+def _stored_numbers(value: Any, name: str, channels: int) -> np.ndarray:
     """Any accepted input as ``(H, W)`` or ``(H, W, C)`` uint8, uint16 or float32."""
     if isinstance(value, (str, Path)):
-        return read_array(value)
+        return read_array(value, channels)
     if isinstance(value, torch.Tensor):
         array = value.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
@@ -121,7 +121,7 @@ def _stored_numbers(value: Any, name: str) -> np.ndarray:
         if picture_like and value.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
             value = value.convert("RGB")
         array = np.asarray(value)
-        array = channels_last(array) if array.ndim == 3 else array
+        array = channels_last(array, channels) if array.ndim == 3 else array
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise RequestError(f"{name} has the shape {array.shape}; give (H, W), (H, W, C), or a tensor (C, H, W).")
     if array.dtype in (np.uint8, np.uint16):
@@ -136,21 +136,47 @@ def _stored_numbers(value: Any, name: str) -> np.ndarray:
 
 
 def picture(values: np.ndarray, stored: np.ndarray, spec: SensorSpec) -> np.ndarray:
-    """A sensor as an ``(H, W, 3)`` uint8 picture to look at.
+    """A sensor as an ``(H, W, 3)`` uint8 picture to look at: three channels as they are, one in grey, others in false
+    colour.
 
     Args:
         values: ``(C, H, W)`` as :meth:`SensorSpec.encode` returns it. stored: the numbers it came from.
     """
-    if stored.dtype == np.uint8 and stored.ndim == 3 and stored.shape[2] in (3, 4):
+    if stored.dtype == np.uint8 and stored.ndim == 3 and stored.shape[2] in (3, 4) and spec.channels <= 3:
         return np.ascontiguousarray(stored[..., :3])
-    shown = values if len(values) == 3 else values[:1]
-    finite = np.isfinite(shown)
+    if len(values) not in (1, 3):
+        return false_color(values)
     if spec.photometric == "color" and spec.normalize == "dataset":
         low, high = spec.range
-    elif finite.any():
-        low, high = np.percentile(shown[finite], [1, 99])
+        scaled = np.where(np.isfinite(values), (values - low) / max(float(high - low), 1e-6), 0.0).clip(0, 1)
     else:
-        low, high = 0.0, 1.0
-    scaled = np.where(finite, (shown - low) / max(float(high - low), 1e-6), 0.0).clip(0, 1)
+        scaled = stretched(values)
     grey = np.moveaxis((scaled * 255).astype(np.uint8), 0, -1)
     return np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else np.ascontiguousarray(grey)
+
+
+def false_color(values: np.ndarray) -> np.ndarray:
+    """Bands ``(C, H, W)`` as an ``(H, W, 3)`` uint8 picture: the means of the first, middle and last third of them are
+    blue, green and red, each stretched on its own. For a spectrum in order of wavelength the longest waves are red, as
+    the eye has it. Of two bands both are in the middle.
+    """
+    thirds = [values[:1], values, values[1:]] if len(values) == 2 else np.array_split(values, 3)
+    channels = [stretched(_mean(third)) for third in reversed(thirds)]
+    return (np.stack(channels, axis=-1) * 255).astype(np.uint8)
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    """To 0..1 between the 1st and 99th percentile of what is measured; nothing measured (NaN) is 0."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.zeros(values.shape, dtype=np.float32)
+    low, high = np.percentile(values[finite], [1, 99])
+    return np.where(finite, (values - low) / max(float(high - low), 1e-6), 0.0).clip(0, 1).astype(np.float32)
+
+
+def _mean(bands: np.ndarray) -> np.ndarray:
+    """Over the bands that measured something; NaN where none did."""
+    measured = np.isfinite(bands)
+    count = measured.sum(axis=0)
+    total = np.where(measured, bands, 0.0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

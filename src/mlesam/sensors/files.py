@@ -6,12 +6,13 @@ after Pillow has checked them; TIFF goes through tifffile, for any number of ban
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
 import threading
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +27,24 @@ MAX_BYTES = 4 * 2**30
 """Largest array that is decoded, over all of its channels."""
 
 
-def read_array(path: str | Path) -> np.ndarray:
+def read_array(path: str | Path, channels: int | None = None, beside: Iterable[Path] = ()) -> np.ndarray:
     """Read a picture or array.
 
+    Args:
+        channels: how many the sensor has, where that is known.
+        beside: other files of the same frame. Both tell which axis of an array holds the channels.
+
     Returns:
-        ``(H, W)`` or ``(H, W, C)`` as uint8, uint16 or float32. In 3-D arrays and TIFFs the shorter of the first and the
-        last axis is taken as the channels. Wider whole numbers come as uint16 where they fit.
+        ``(H, W)`` or ``(H, W, C)`` as uint8, uint16 or float32, see :func:`channels_last`. Wider whole numbers come as
+        uint16 where they fit.
 
     Raises:
         DataError: missing, unreadable, truncated, too large, or of a kind that is not read.
     """
-    return _numbers(_decode(Path(path)), Path(path))
+    return _numbers(_decode(Path(path), channels, beside), Path(path))
 
 
-def _decode(path: Path) -> np.ndarray:
+def _decode(path: Path, channels: int | None = None, beside: Iterable[Path] = ()) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"there is no file {path}; check the name.")
     extension = path.suffix.lower()
@@ -47,11 +52,11 @@ def _decode(path: Path) -> np.ndarray:
         raise DataError(f"{path} is no {', '.join(e[1:] for e in EXTENSIONS)} file; convert it to one of these.")
     try:
         if extension == ".npy":
-            array = _read_npy(path)
+            array, known = _read_npy(path), False
         elif extension in (".tif", ".tiff"):
-            array = _read_tiff(path)
+            array, known = _read_tiff(path)
         else:
-            array = _read_picture(path)
+            array, known = _read_picture(path), True
     except DataError:
         raise
     except Exception as error:  # decoders raise many kinds of errors on broken files
@@ -59,7 +64,19 @@ def _decode(path: Path) -> np.ndarray:
         raise DataError(f"{path} cannot be decoded ({reason}); it is damaged or cut off, write it again.") from error
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise DataError(f"{path} has the shape {array.shape}; a sensor file needs (H, W), (H, W, C) or (C, H, W).")
-    return channels_last(array) if array.ndim == 3 and extension not in PICTURES else array
+    if array.ndim == 2 or known:
+        return array
+    told = (array.shape[0] == channels) != (array.shape[2] == channels)
+    return channels_last(array, channels, None if told else _picture_size(beside))
+
+
+def _picture_size(paths: Iterable[Path]) -> tuple[int, int] | None:
+    """Height and width of the first picture among the files whose header can be read."""
+    for path in paths:
+        if path.suffix.lower() in PICTURES:
+            with contextlib.suppress(DataError):
+                return image_size(path)
+    return None
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -217,7 +234,8 @@ class _Complaints(logging.Handler):
             self.found.append(record.getMessage())
 
 
-def _read_tiff(path: Path) -> np.ndarray:
+def _read_tiff(path: Path) -> tuple[np.ndarray, bool]:
+    """The array, and whether the file itself says that its last axis holds the samples of a pixel."""
     import tifffile
 
     complaints = _Complaints()
@@ -226,19 +244,22 @@ def _read_tiff(path: Path) -> np.ndarray:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
             if series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE:
-                return _read_picture(path)  # its numbers are indices
+                return _read_picture(path), True  # its numbers are indices
             _check_array(tuple(n for n in series.shape if n > 1), series.dtype, path)
+            axes = "".join(a for a, n in zip(series.axes, series.shape, strict=True) if n > 1)
             try:
                 array = np.squeeze(series.asarray())
             except ValueError as error:
                 if "imagecodecs" not in str(error):
                     raise
-                array = _read_compressed_tiff(path, series.dtype)
+                array, axes = _read_compressed_tiff(path, series.dtype), "YXS"
     finally:
         tifffile.logger().removeHandler(complaints)
     if complaints.found:
         raise ValueError(complaints.found[0])
-    return array
+    if array.ndim != 3 or "S" not in axes:  # pages may be bands or rows
+        return array, False
+    return np.moveaxis(array, axes.index("S"), -1), True
 
 
 def _read_compressed_tiff(path: Path, dtype: np.dtype) -> np.ndarray:
@@ -294,8 +315,22 @@ def _numbers(array: np.ndarray, path: Path) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.uint16)  # also other byte orders, and types without an unsigned form
 
 
-def channels_last(array: np.ndarray) -> np.ndarray:
-    """``(C, H, W)`` or ``(H, W, C)`` to ``(H, W, C)``, or ``(H, W)`` where C is 1."""
-    if array.shape[0] < array.shape[2]:
+def channels_last(array: np.ndarray, channels: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+    """``(C, H, W)`` or ``(H, W, C)`` to ``(H, W, C)``, or ``(H, W)`` where C is 1.
+
+    The first or the last axis holds the channels: the one as long as ``channels``; else the one beside a plane of
+    ``size``; else the one beside a square; else the one nearest to ``channels`` in length, or the shorter.
+    """
+    first, second, third = array.shape
+    near = channels or 1
+    for leading, trailing in (
+        (first == channels, third == channels),
+        ((second, third) == size, (first, second) == size),
+        (second == third, first == second),
+        (abs(first - near) < abs(third - near), True),
+    ):
+        if leading != trailing:
+            break
+    if leading:
         array = np.moveaxis(array, 0, -1)
     return array[..., 0] if array.shape[2] == 1 else array
