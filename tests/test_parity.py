@@ -35,7 +35,7 @@ SIZES = ((64, 64), (64, 128), (128, 64))
 def ask(target: object, image: Path | None = None, out: Path | None = None) -> tuple[int, str]:
     """Exit status and what is printed."""
     text = io.StringIO()
-    return doctor(str(target), {}, Console(file=text, width=80), True, image, out), text.getvalue()
+    return doctor(str(target), {}, Console(file=text, width=80), parity=True, image=image, out=out), text.getvalue()
 
 
 def silent(what: str, value: str) -> None:

@@ -119,17 +119,13 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     doctor = command("doctor", "Check the installation, a dataset, a recipe, a run or a SAM2 checkpoint.")
     doctor.add_argument("target", nargs="?", metavar="RECIPE|DATASET|RUN|CHECKPOINT")
     doctor.add_argument(
-        "--parity",
-        action="store_true",
-        help="with SAM2 weights (a Hub id is downloaded): compute, and compare with transformers",
+        "--parity", action="store_true", help="run SAM2 weights (a Hub id is downloaded) beside transformers"
     )
     doctor.add_argument(
-        "--image", type=Path, metavar="FILE", help="with --parity: car.png, to compare the published scores as well"
+        "--image", type=Path, metavar="FILE", help="with --parity: car.png, to compare published scores"
     )
     doctor.add_argument("--out", type=Path, metavar="FILE", help="with --parity: also write the result here, as JSON")
-    doctor.add_argument(
-        "--stats", action="store_true", help="measure a dataset's sensors band by band, with YAML to paste"
-    )
+    doctor.add_argument("--stats", action="store_true", help="measure a dataset's sensors by band, with YAML to paste")
     doctor.add_argument("--split", metavar="NAME", help="with --stats: the split to measure (train)")
     doctor.add_argument("--frames", type=int, metavar="N", help="with --stats: only N frames, evenly spaced (all)")
     return parser, made

@@ -105,7 +105,8 @@ class Foundation(nn.Module):
     @property
     def projections(self) -> list[dict[str, tuple[int, int]]]:
         """Widths of each block's linear projections, see :data:`mlesam.model.experts.Projections`."""
-        return [{name: self.weight(i, name).shape[::-1] for name in PROJECTIONS} for i in range(len(self.trunk.blocks))]
+        shapes = ({name: self.weight(i, name).shape for name in PROJECTIONS} for i in range(len(self.trunk.blocks)))
+        return [{name: (inputs, outputs) for name, (outputs, inputs) in block.items()} for block in shapes]
 
     def weight(self, index: int, name: str) -> Tensor:
         """(outputs, inputs), a projection's weight or its part of a fused one; writing into it changes the trunk."""
