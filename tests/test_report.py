@@ -323,7 +323,8 @@ def test_one_sensor_without_tags_or_validation(tmp_path: Path, capsys: pytest.Ca
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"mlesam: {tmp_path} is no run: it has no recipe.yaml; give the directory that `mlesam train` wrote.\n"
+        f"mlesam: {tmp_path} is no run and no adapter: it has no recipe.yaml and no config.json; give the directory that "
+        "`mlesam train` or `mlesam export` wrote.\n"
     )
     assert not list(tmp_path.iterdir())
 

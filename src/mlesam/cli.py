@@ -278,7 +278,7 @@ def _train(options: argparse.Namespace, others: dict[str, str], command: str) ->
     if options.dry_run:
         from mlesam.training.dry_run import dry_run
 
-        return dry_run(recipe, options.init, options.extend, report)
+        return dry_run(recipe, options.init, report, options.extend)
     out = options.out or Path("runs") / recipe.name
     run = train(
         recipe, out, init=options.init, extend=options.extend, resume=options.resume, command=command, report=report

@@ -62,7 +62,7 @@ class Run:
             run = Run(folder, load_recipe(folder / RECIPE))
         elif (folder / CONFIG).is_file():
             run = Run(folder, _adapter_recipe(folder / CONFIG), ADAPTER)
-        elif not folder.exists() and is_hub_id(str(path)):
+        elif is_hub_id(str(path)) and not folder.parent.is_dir():  # runs/street is a path where there is a folder runs
             folder = _from_hub(str(path), revision)
             run = Run(folder, _adapter_recipe(folder / CONFIG), ADAPTER)
         else:

@@ -24,7 +24,7 @@ from mlesam.training.prepare import prepare
 from mlesam.training.progress import Progress, duration
 
 
-def dry_run(recipe: Recipe, init: Path | None, extend: Path | None, report: Progress) -> int:
+def dry_run(recipe: Recipe, init: Path | None, report: Progress, extend: Path | None = None) -> int:
     """Check every file of the data, build the model, train one step in memory and run one validation frame.
 
     Returns:

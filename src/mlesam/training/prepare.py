@@ -53,9 +53,11 @@ def prepare(recipe: Recipe, extends: Run | None = None) -> Prepared:
     """
     if recipe.data.dataset is None:
         raise RequestError("no dataset was named; give --data folder:PATH, or data.dataset in the recipe.")
-    dataset = open_dataset(recipe.data.dataset, recipe.data)
-    resting = _resting(recipe, dataset)
-    modalities = choose_modalities(dataset, [m for m in recipe.data.modalities or () if m not in resting] or None)
+    resting = _resting(recipe)
+    present = {m: spec for m, spec in recipe.data.sensors.items() if m not in resting}
+    dataset = open_dataset(recipe.data.dataset, dataclasses.replace(recipe.data, sensors=present))
+    wanted = recipe.data.modalities
+    modalities = choose_modalities(dataset, None if wanted is None else [m for m in wanted if m not in resting])
     if "train" not in dataset.splits():
         raise RequestError(
             f"{dataset.name} has no train split (found: {', '.join(dataset.splits()) or 'none'}); training needs "
@@ -95,10 +97,13 @@ def prepare(recipe: Recipe, extends: Run | None = None) -> Prepared:
     )
 
 
-def _resting(recipe: Recipe, dataset: Dataset) -> dict[str, SensorSpec]:
+def _resting(recipe: Recipe) -> dict[str, SensorSpec]:
     """Sensors of an extended model that are not trained now and that the data do not have."""
     only, specs = recipe.training.only, recipe.data.sensors
-    left = set() if only is None else {*(recipe.data.modalities or ())} - {*only, *dataset.modalities}
+    if only is None or recipe.data.dataset is None:
+        return {}
+    found = open_dataset(recipe.data.dataset, dataclasses.replace(recipe.data, sensors={})).modalities
+    left = {*(recipe.data.modalities or ())} - {*only, *found}
     return {m: build(SensorSpec, specs[m], f"sensors.{m}") for m in left if m in specs}
 
 
