@@ -115,7 +115,7 @@ def block(text: str) -> str:
 
 def rows(text: str, bands: int) -> np.ndarray:
     """The numbers of the last table of so many bands; percents as they stand, - as NaN."""
-    lines = [line.replace(" %", "").split() for line in text.splitlines()]
+    lines = [line.replace(" %", "").replace("< ", "").split() for line in text.splitlines()]
     lines = [words for words in lines if len(words) == 9 and words[0].isdigit()][-bands:]
     assert [words[0] for words in lines] == [str(i + 1) for i in range(bands)]
     return np.array([[np.nan if word == "-" else float(word) for word in words[1:]] for words in lines])
@@ -326,6 +326,17 @@ def test_a_camera_is_measured_and_keeps_the_statistics_of_sam2(kind: tuple[Path,
     np.testing.assert_allclose(rows(text, 3)[:, 5], pictures.mean(axis=(0, 1, 2)) / 255, rtol=6e-4)
     assert "# a colour camera keeps its spec's mean and std" in text
     assert yaml.safe_load(block(text))["data"]["sensors"]["rgb"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_the_numbers_are_in_the_sensors_unit_also_where_each_frame_is_normalised_by_itself(tmp_path: Path) -> None:
+    stored = whole(9000, dtype="uint16")(np.random.default_rng(0))
+    save(tmp_path / "depth/train/a.png", stored)
+    text = stats(f"folder:{tmp_path}", fields={"data.sensors": "{depth: {normalize: frame}}"})[1]
+    metres = stored[stored > 0] / 1000
+    assert rows(text, 1)[0, 5:7] == pytest.approx([metres.mean(), metres.std()], rel=6e-4)
+    sensor = yaml.safe_load(block(text))["data"]["sensors"]["depth"]
+    assert sensor["mean"] == pytest.approx([metres.mean()], rel=1e-6)
+    assert (sensor["normalize"], sensor["channels"], sensor["range"]) == ("frame", 1, [0, 100])
 
 
 def test_a_split_and_a_number_of_frames_can_be_chosen(kind: tuple[Path, int, str]) -> None:
