@@ -140,7 +140,7 @@ def card(run: Run, recipe: Recipe, config: dict[str, Any], metrics: dict[str, An
     rows = ["| sensor | channels | stored as | unit | mean | std |", "|---|--:|---|---|---|---|"]
     for name, spec in sensors.items():
         rows.append(
-            f"| {name} | {spec.channels} | {spec.dtype} | {spec.unit or ''} | {_numbers(spec.mean)} | {_numbers(spec.std)} |"
+            f"| {name} | {spec.channels} | {spec.dtype or 'any'} | {spec.unit} | {_numbers(spec.mean)} | {_numbers(spec.std)} |"
         )
     parts = [
         "\n".join([*head, "---"]), title, what, use, "## Sensors\n\n" + "\n".join(rows),
