@@ -75,6 +75,17 @@ def test_fresh_experts_leave_the_trunk_bit_for_bit_as_it_was(sam2: Sam2Model, si
         assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize("preset", ["small", "base_plus", "large"])
+def test_zero_start_holds_for_the_large_presets_with_every_target(preset: str) -> None:
+    model = random_sam2(preset)
+    foundation = Foundation(model, "random")
+    experts = experts_for(foundation, "rgb", "depth", fresh=True, rank=1, targets=("q", "k", "v", "proj", "mlp"))
+    images = torch.randn(2, 3, 64, 32)
+    ours = foundation.stages(images, experts.on((Segment("rgb", 0, 1), Segment("depth", 1, 2))))
+    theirs = model.vision_encoder.backbone(images).intermediate_hidden_states
+    assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
+
+
 @pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
 def test_the_pyramid_is_that_of_transformers(sam2: Sam2Model, size: tuple[int, int]) -> None:
     images = torch.randn(2, 3, *size)
