@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mlesam.config import Recipe, load_recipe
-from mlesam.errors import RequestError
+from mlesam.errors import refuse_occupied
 from mlesam.world import WorldOptions, write_world
 
 OPTIONS = WorldOptions(frames=480, size=160)
@@ -33,8 +33,7 @@ def demo(out: Path, overrides: dict[str, str], console: Console, counting: Count
         overrides: fields of the recipe.
         counting: a progress bar: ``(console, label)`` to a context that gives ``(done, total)``.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out} exists and is not empty; choose a new directory with --out.")
+    refuse_occupied(out)
     world, run_folder = out / "world", out / "run"
     recipe = demo_recipe({**overrides, "data.dataset": f"folder:{world}"})
     began = time.monotonic()

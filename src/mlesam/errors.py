@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class MlesamError(Exception):
@@ -24,6 +25,12 @@ class DataError(MlesamError, ValueError):
 
 class WorkError(MlesamError, RuntimeError):
     """The work itself failed, for instance a loss that is no longer finite."""
+
+
+def refuse_occupied(out: Path) -> None:
+    """RequestError unless a directory is new or empty: nothing is written over."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"{out} exists and is not empty; choose a new directory with --out.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 
 import mlesam
 from mlesam.config import DataConfig, Recipe, TrainingConfig, plain
-from mlesam.errors import RequestError, WorkError, did_you_mean
+from mlesam.errors import RequestError, WorkError, did_you_mean, refuse_occupied
 from mlesam.evaluation.facts import stored_metrics
 from mlesam.model.checkpoints import load_tensors, replace_file, save_tensors
 from mlesam.model.hub import is_hub_id
+from mlesam.model.mlesam import belongs_to
 from mlesam.model.run import ADAPTER, CARD, CONFIG, FORMAT, Run
 
 ROWS = 16
@@ -38,8 +39,7 @@ def export_adapter(run: Run, out: Path, without: Collection[str] = ()) -> Path:
     Raises:
         RequestError: ``out`` is not empty, no such sensor, none would be left, or the foundation was trained as well.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out} exists and is not empty; choose a new directory with --out.")
+    refuse_occupied(out)
     if run.recipe.model.train == "all":
         raise RequestError(
             f"{run.path} was trained with its foundation, so an adapter alone would be of no use; share the run's directory, "
@@ -52,8 +52,7 @@ def export_adapter(run: Run, out: Path, without: Collection[str] = ()) -> Path:
     if not kept:
         raise RequestError(f"{run.path} has the sensors {', '.join(run.sensors)}; at least one of them must stay.")
     tensors, metadata = load_tensors(run.path / run.weights)
-    gone = tuple(part for m in without for part in (f"experts.{m}.", f"stems.{m}.", f".scorers.{m}."))
-    tensors = {n: t for n, t in tensors.items() if not any(n.startswith(p) or (p[0] == "." and p in n) for p in gone)}
+    tensors = {n: t for n, t in tensors.items() if not any(belongs_to(n, m) for m in without)}
     recipe = _recipe(run, kept)
     metrics = stored_metrics(run)
     config = {

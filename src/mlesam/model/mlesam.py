@@ -139,6 +139,11 @@ class Output:
         return full[..., : self.size[0], : self.size[1]]
 
 
+def belongs_to(name: str, modality: str) -> bool:
+    """Whether a tensor of a model is one sensor's own: of its expert, its stem or its scorers."""
+    return name.startswith((f"experts.{modality}.", f"stems.{modality}.")) or f".scorers.{modality}." in name
+
+
 class Stem(nn.Module):
     """1x1 projection from any number of channels to the trunk's three.
 
@@ -214,8 +219,7 @@ class MLESAM(nn.Module):
 
     def own_names(self, modality: str) -> list[str]:
         """Names of the tensors that belong to one sensor: expert, stem, and what the routers score it with."""
-        prefixes = (f"experts.{modality}.", f"stems.{modality}.")
-        return [n for n in self.state_dict() if n.startswith(prefixes) or f".scorers.{modality}." in n]
+        return [name for name in self.state_dict() if belongs_to(name, modality)]
 
     def train_only(self, modalities: Iterable[str]) -> MLESAM:
         """Freeze everything but what belongs to these sensors."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlesam.errors import DataError, RequestError, did_you_mean
+from mlesam.errors import DataError, RequestError, did_you_mean, refuse_occupied
 from mlesam.model.checkpoints import load_plain, replace_file, save_plain
 from mlesam.model.experts import LowRank, scale, targets
 from mlesam.model.mlesam import MLESAM
@@ -42,8 +42,7 @@ def save_peft(model: MLESAM, modality: str, out: Path) -> Path:
         RequestError: no such sensor, no experts, or ``out`` is not empty.
     """
     _check(model, modality)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out} exists and is not empty; choose a new directory.")
+    refuse_occupied(out)
     expert, rank, factor = model.experts.of(modality), model.config.rank, scale(model.config)
     chosen = targets(model.config)
     fused = [name for name in "qkv" if name in chosen]

@@ -18,7 +18,7 @@ from mlesam.config import PRESETS, Recipe, build, load_recipe, plain
 from mlesam.errors import DataError, RequestError
 from mlesam.model.checkpoints import fit_or_raise, load_tensors, save_tensors
 from mlesam.model.hub import fetch_folder, is_hub_id
-from mlesam.model.mlesam import MLESAM
+from mlesam.model.mlesam import MLESAM, belongs_to
 from mlesam.sample import Classes
 from mlesam.sensors.spec import SensorSpec, canonical_order
 
@@ -208,21 +208,15 @@ def start_from(model: MLESAM, run: Run) -> list[str]:
             f"{run.path} has the sensors {', '.join(old)}, and this recipe none of them with as many channels."
         )
     new_classes = ("mask_head.mask_tokens", "mask_head.hypernetworks", "pyramid_head.classify")
-    others = tuple(
-        prefix
-        for m in {*old, *model.modalities} - set(shared)
-        for prefix in (f"experts.{m}.", f"stems.{m}.", f"scorers.{m}.")
-    )
+    others = {*old, *model.modalities} - set(shared)
+
+    def kept(name: str) -> bool:
+        return not name.startswith(new_classes) and not any(belongs_to(name, m) for m in others)
+
     state = model.state_dict()
     wanted = {n: state[n] for n in state if n in model.saved_names or n in tensors}
-    chosen = {
-        n: tuple(t.shape)
-        for n, t in wanted.items()
-        if not n.startswith(new_classes) and not any(o in f"{n}." for o in others)
-    }  # fmt: skip
-    given = {
-        n: t for n, t in tensors.items() if not n.startswith(new_classes) and not any(o in f"{n}." for o in others)
-    }
+    chosen = {n: tuple(t.shape) for n, t in wanted.items() if kept(n)}
+    given = {n: t for n, t in tensors.items() if kept(n)}
     fit_or_raise(given, chosen, f"{run.path / run.weights} (--init)")
     model.load_state_dict(given, strict=False)
     return shared

@@ -79,7 +79,7 @@ def train(
         trainer.restore()
     elif trainer.main:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / RECORD, json.dumps(_record(prepared, model, command, init, extend), indent=2) + "\n")
+        replace_file(out / RECORD, json.dumps(_record(prepared, model, command, init), indent=2) + "\n")
         replace_file(out / RECIPE, dump_recipe(prepared.recipe))
     trainer.run()
     return Run.load(out)
@@ -344,11 +344,6 @@ def _tensorboard(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard"))
 
 
-def _weights_sha256(path: Path) -> str:
-    run = Run.load(path)
-    return file_sha256(run.path / run.weights)
-
-
 def _frame_record(prepared: Prepared) -> dict[str, Any]:
     ids = json.dumps([[f.id for f in prepared.train], [f.id for f in prepared.val]])
     return {"train": len(prepared.train), "val": len(prepared.val), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
@@ -364,14 +359,15 @@ def _changed_frames(prepared: Prepared, out: Path) -> str:
     return ", ".join(counts) or ("other ids" if before["sha256"] != now["sha256"] else "")
 
 
-def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None, extend: Path | None) -> dict[str, Any]:
+def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None) -> dict[str, Any]:
     import accelerate
     import transformers
 
+    old = prepared.extends
     return {
         "command": command,
         "init": None if init is None else str(init),
-        "extends": None if extend is None else {"run": str(extend), "sha256": _weights_sha256(extend)},
+        "extends": None if old is None else {"run": str(old.path), "sha256": file_sha256(old.path / old.weights)},
         "seed": prepared.recipe.seed,
         "foundation": {
             "name": prepared.recipe.model.foundation,

@@ -11,7 +11,7 @@ import torch
 from mlesam.config import RANDOM_PRESETS, Recipe, build
 from mlesam.data.dataset import Dataset, Frame, open_dataset
 from mlesam.data.reading import choose_modalities, resolve_classes, resolve_sensors
-from mlesam.errors import DataError, RequestError, did_you_mean
+from mlesam.errors import DataError, RequestError, did_you_mean, refuse_occupied
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import RECIPE, Run, resolved, start_from, take_over
 from mlesam.sample import Classes
@@ -77,8 +77,8 @@ def prepare(recipe: Recipe, extends: Run | None = None) -> Prepared:
     if extends is not None:
         recipe = _extended(recipe, extends, tuple(sensors), classes, dataset.name)
         notes.append(f"extending {extends.path} ({', '.join(known)}) by {', '.join(sensors)}; all else stays as it is")
-        sensors = {m: {**known, **sensors}[m] for m in canonical_order({*known, *sensors})}
-    sensors = {m: {**resting, **sensors}[m] for m in canonical_order({*resting, *sensors})}
+    sensors = {**known, **resting, **sensors}
+    sensors = {m: sensors[m] for m in canonical_order(sensors)}
     if extends is None and recipe.training.only is not None:
         for modality in recipe.training.only:
             if modality not in sensors:
@@ -167,5 +167,4 @@ def refuse_existing(out: Path) -> None:
     """A run is never written over."""
     if (out / RECIPE).exists():
         raise RequestError(f"{out} already holds a run; choose another --out, or go on with it by --resume.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out} exists and is not empty; choose a new directory with --out.")
+    refuse_occupied(out)
