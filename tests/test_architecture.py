@@ -15,7 +15,7 @@ SOURCE = Path(mlesam.__file__).parent
 
 # A module may import from its own layer and from those to its right in design.md's chain (higher numbers here).
 LAYERS = {
-    "cli": 0, "__main__": 0, "doctor": 0, "demo": 0,
+    "cli": 0, "arguments": 0, "__main__": 0, "doctor": 0, "demo": 0,
     "serving": 1, "training": 1, "bench": 1,
     "evaluation": 2, "inference": 2, "checks": 2,
     "model": 3, "data": 3,

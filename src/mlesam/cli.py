@@ -13,127 +13,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-from mlesam import __version__
-from mlesam.errors import MlesamError, RequestError, did_you_mean
+from mlesam.arguments import parsers
+from mlesam.errors import MlesamError, RequestError, WorkError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{message}; see `{self.prog} --help`.")
-
-
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(
-        prog="mlesam",
-        description="Semantic segmentation from any set of aligned sensors, on one frozen SAM2.",
-        epilog="A dataset is named KIND:PATH, for example folder:data/mine. Each command has its own --help.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"mlesam {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    made: dict[str, _Parser] = {}
-
-    def command(name: str, text: str, **options: Any) -> _Parser:
-        made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
-        made[name].add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        return made[name]
-
-    demo = command(
-        "demo",
-        "The whole story on a procedural world: data, foundation, training, every subset of the sensors, report.",
-        epilog="Any field of the recipe can be set with --section.key VALUE.",
-    )
-    demo.add_argument("--out", type=Path, metavar="DIR", help="default: the first free of runs/demo, runs/demo-2, ...")
-
-    world = command("world", "Write a procedural dataset: street scenes seen by five sensors, in the folder layout.")
-    world.add_argument("out", type=Path, metavar="DIR")
-    length = world.add_mutually_exclusive_group()
-    length.add_argument("--frames", type=int, metavar="N", help="frames over train, val and test (600)")
-    length.add_argument("--sequence", type=int, metavar="N", help="instead, one drive of N frames at 30 a second")
-    world.add_argument("--seed", type=int, metavar="S", help="streets and everything drawn at random (0)")
-    world.add_argument("--size", type=int, metavar="PIXELS", help="side of the pictures (256)")
-    world.add_argument("--city", type=int, metavar="K", help="buildings, cars, people and their textures (0)")
-    world.add_argument("--weather", metavar="NAME", help="day, night, fog, rain or glare (default: all by turns)")
-    world.add_argument("--hyperspectral", action="store_true", help="a 16-band camera as a sixth sensor")
-
-    train = command(
-        "train",
-        "Train a segmenter and write a run.",
-        epilog="Any field of the recipe can be set with --section.key VALUE, for example --training.lr 3e-4.",
-    )
-    train.add_argument("recipe", nargs="?", type=Path, help="YAML file (default: the default recipe, model nano)")
-    train.add_argument("--data", metavar="DATASET", help="KIND:PATH, on top of the recipe")
-    train.add_argument("--out", type=Path, metavar="RUN", help="directory of the run (default: runs/NAME)")
-    train.add_argument("--steps", type=int, metavar="N", help="train for N steps")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    train.add_argument("--init", type=Path, metavar="RUN", help="start from a trained run with other classes")
-    train.add_argument("--extend", type=Path, metavar="RUN", help="add the data's further sensors to a trained run")
-    train.add_argument("--dry-run", action="store_true", help="check data and model, take one step in memory, stop")
-
-    evaluate = command("evaluate", "Test a run with every subset of its sensors.")
-    evaluate.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")
-    _foundation_options(evaluate)
-    evaluate.add_argument("--protocol", default="subsets", help="subsets (default)")
-    evaluate.add_argument("--data", metavar="DATASET", help="another dataset than the run's own")
-    evaluate.add_argument(
-        "--class-map", type=Path, metavar="FILE", help="YAML: class of that dataset: class of the run"
-    )
-    evaluate.add_argument("--split", help="default: test where it is labelled, else val")
-    evaluate.add_argument("--frames", type=int, metavar="N", help="only the first N frames")
-    evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the result here")
-
-    report = command("report", "Write RUN/report.html, one page about a run; evaluates it first if it was not yet.")
-    report.add_argument("run", metavar="RUN", help="a run or an adapter")
-    _foundation_options(report)
-
-    predict = command(
-        "predict",
-        "Segment a dataset, a folder or single files.",
-        epilog="Single files are named by sensor: --rgb a.png --depth a.png, any subset of the run's sensors.",
-    )
-    predict.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")
-    _foundation_options(predict)
-    predict.add_argument(
-        "--input", metavar="DATASET_OR_FOLDER", help="KIND:PATH, or a folder with <modality>/<id>.<ext>"
-    )
-    predict.add_argument("--split", help="with --input: only this split")
-    predict.add_argument("--modalities", metavar="A,B", help="with --input: use only these sensors")
-    predict.add_argument("--out", type=Path, metavar="DIR", required=True)
-
-    export = command("export", "Write a run as an adapter to share, or one sensor's expert for PEFT.")
-    export.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")
-    export.add_argument("--format", default="adapter", help="adapter (default) or peft")
-    export.add_argument("--out", type=Path, metavar="DIR", required=True)
-    export.add_argument("--without", metavar="A,B", help="adapter: leave these sensors out")
-    export.add_argument("--push", metavar="OWNER/NAME", help="adapter: upload it to the Hub as well")
-    export.add_argument("--private", action="store_true", help="with --push: a private repository")
-    export.add_argument("--modality", metavar="NAME", help="peft: whose expert")
-    _foundation_options(export)
-
-    doctor = command("doctor", "Check the installation, a dataset, a recipe, a run or a SAM2 checkpoint.")
-    doctor.add_argument("target", nargs="?", metavar="RECIPE|DATASET|RUN|CHECKPOINT")
-    doctor.add_argument(
-        "--parity", action="store_true", help="run SAM2 weights (a Hub id is downloaded) beside transformers"
-    )
-    doctor.add_argument(
-        "--image", type=Path, metavar="FILE", help="with --parity: car.png, to compare published scores"
-    )
-    doctor.add_argument("--out", type=Path, metavar="FILE", help="with --parity: also write the result here, as JSON")
-    doctor.add_argument("--stats", action="store_true", help="measure a dataset's sensors by band, with YAML to paste")
-    doctor.add_argument("--split", metavar="NAME", help="with --stats: the split to measure (train)")
-    doctor.add_argument("--frames", type=int, metavar="N", help="with --stats: only N frames, evenly spaced (all)")
-    return parser, made
-
-
-def _foundation_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--foundation", metavar="NAME", help="where the foundation is, instead of what RUN names")
-    parser.add_argument("--any-foundation", action="store_true", help="take it even if RUN was trained on another one")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser, commands = _parser()
+    parser, commands = parsers()
     first = next((w for w in words if not w.startswith("-")), None)
     if first is None:
         if words and not {"--help", "-h", "--version"} & set(words):
@@ -178,7 +64,7 @@ def _run(words: list[str]) -> int:
     options = parser.parse_args(known)
     run = {
         "demo": _demo, "world": _world, "train": _train, "evaluate": _evaluate, "report": _report, "predict": _predict,
-        "export": _export, "doctor": _doctor,
+        "export": _export, "doctor": _doctor, "ablate": _ablate,
     }[first]  # fmt: skip
     return run(options, others, f"mlesam {shlex.join(words)}")
 
@@ -284,6 +170,26 @@ def _train(options: argparse.Namespace, others: dict[str, str], command: str) ->
         recipe, out, init=options.init, extend=options.extend, resume=options.resume, command=command, report=report
     )
     report.say(f"run written to {run.path}; next: mlesam evaluate {run.path}")
+    return 0
+
+
+def _ablate(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    overrides = _overrides(others, "ablate")
+    if options.steps is not None:
+        overrides["training.steps"] = str(options.steps)
+    if options.data is not None:
+        overrides["data.dataset"] = options.data
+    from mlesam.training.ablation import ablate, axes
+
+    console = _console()
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    chosen = axes(options.vary, options.variant)
+    failed = ablate(options.recipe, overrides, chosen, options.out, options.runs, options.jobs, command, say)
+    if failed:
+        raise WorkError(f"{len(failed)} trainings failed and are not in the table, first: {failed[0]}")
     return 0
 
 

@@ -72,7 +72,7 @@ def block_bootstrap(
     Returns:
         Lower and upper bound.
     """
-    low, high = np.nanquantile(_resampled(confusions, block, seed, draws), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(resampled(confusions, block, seed, draws), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -80,12 +80,12 @@ def paired_bootstrap(
     confusions: np.ndarray, others: np.ndarray, block: int, seed: int = 0, draws: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
     """Confidence interval of the mean IoU of ``confusions`` less that of ``others``, on the same frames drawn together."""
-    difference = _resampled(confusions, block, seed, draws) - _resampled(others, block, seed, draws)
+    difference = resampled(confusions, block, seed, draws) - resampled(others, block, seed, draws)
     low, high = np.nanquantile(difference, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _resampled(confusions: np.ndarray, block: int, seed: int, draws: int) -> np.ndarray:
+def resampled(confusions: np.ndarray, block: int, seed: int, draws: int) -> np.ndarray:
     """(draws,) mean IoU of frames drawn anew; the same seed draws the same frames."""
     frames = len(confusions)
     block = max(1, min(block, frames))

@@ -185,7 +185,8 @@ class Trainer:
                 if self.step % self.every == 0 or self.step == steps:
                     self._validate()
                     self._checkpoint()
-            self._log({"event": "done", "step": steps, "lr": learning_rate(steps, config), "best_miou": self.best})
+            done = {"event": "done", "step": steps, "lr": learning_rate(steps, config), "best_miou": self.best}
+            self._log({**done, "peak_mib": _peak_mib()})
         except KeyboardInterrupt:
             self._checkpoint()
             raise WorkError(
@@ -330,6 +331,18 @@ def _whole_lines(path: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
+def _peak_mib() -> float | None:
+    """The most memory so far: of the GPU's tensors, or else resident memory of this process."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
 def _nothing():
     from contextlib import nullcontext
 
@@ -344,7 +357,8 @@ def _tensorboard(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard"))
 
 
-def _frame_record(prepared: Prepared) -> dict[str, Any]:
+def frame_record(prepared: Prepared) -> dict[str, Any]:
+    """How many frames a training has, and a hash of their ids."""
     ids = json.dumps([[f.id for f in prepared.train], [f.id for f in prepared.val]])
     return {"train": len(prepared.train), "val": len(prepared.val), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
 
@@ -352,7 +366,7 @@ def _frame_record(prepared: Prepared) -> dict[str, Any]:
 def _changed_frames(prepared: Prepared, out: Path) -> str:
     """What differs between the frames now and those the run was started with; empty where nothing does."""
     before = json.loads((out / RECORD).read_text(encoding="utf-8"))["frames"]
-    now = _frame_record(prepared)
+    now = frame_record(prepared)
     counts = [
         f"{split} {before[split]} then, {now[split]} now" for split in ("train", "val") if before[split] != now[split]
     ]
@@ -379,7 +393,7 @@ def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None) 
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "total": sum(p.numel() for p in model.parameters()),
         },
-        "frames": _frame_record(prepared),
+        "frames": frame_record(prepared),
         "notes": prepared.notes,
         "versions": {
             "mlesam": mlesam.__version__,
