@@ -42,11 +42,12 @@ Axes = Mapping[str, Mapping[str, Mapping[str, str]]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a grid: its label on each axis, its recipe, and the folder of its run."""
+    """One training of a grid: its label on each axis, its recipe, the folder of its run, and the run that it extends."""
 
     labels: dict[str, str]
     recipe: Recipe
     path: Path
+    extends: Path | None = None
 
     @property
     def name(self) -> str:
@@ -268,7 +269,7 @@ def _run(cell: Cell) -> str:
     else:
         for name in (RECIPE, RECORD, LOG):  # of a training that was stopped before its first checkpoint
             (cell.path / name).unlink(missing_ok=True)
-        run = train(cell.recipe, cell.path, command=f"mlesam ablate ({cell.name})")
+        run = train(cell.recipe, cell.path, extend=cell.extends, command=f"mlesam ablate ({cell.name})")
     evaluation = evaluate(run)
     store(run, evaluation, None)
     matrices = {c.name: torch.from_numpy(c.confusions.astype(np.int32)) for c in evaluation.conditions}
