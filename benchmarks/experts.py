@@ -5,7 +5,7 @@ sensor alone, no experts, one LoRA for all sensors, a LoRA each with ranks from 
 everything. Equal steps, three seeds, differences paired by seed and frame. First each method gets its learning rate: the best
 of five on val, with four sensors and seed 0. Then, on a machine that should be quiet, steps are timed in turns.
 
-Writes ``benchmarks/results/experts.json`` and ``docs/experts.svg``, and prints the table of docs/experiments.md. Trainings are
+Writes ``benchmarks/results/experts.json`` and ``docs/experts.svg``, and prints the table of docs/results.md. Trainings are
 kept in ``runs/ablation`` and done once.
 """
 

@@ -2,7 +2,7 @@
 
 Trains RGB and depth, extends the run by thermal, then by LiDAR, then by a 16-band camera, and compares it with all five
 trained at once: with the steps of one stage, and with the steps of all four together. Every subset of the sensors, on streets
-never trained on, three seeds. Writes ``benchmarks/results/extension.json`` and prints the table of docs/experiments.md.
+never trained on, three seeds. Writes ``benchmarks/results/extension.json`` and prints the table of docs/results.md.
 Trainings are kept in ``runs/extension`` and done once.
 """
 

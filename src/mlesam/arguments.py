@@ -72,7 +72,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Runs differing in `seed` alone are averaged. Lists are written [rgb,depth],[rgb]. Any field can be set for "
         "all of them with --section.key VALUE.",
     )
-    ablate.add_argument("recipe", type=Path, help="YAML file that all runs have in common")
+    ablate.add_argument("recipe", nargs="?", type=Path, help="YAML file that all runs have in common")
     ablate.add_argument(
         "--vary", action="append", default=[], metavar="KEY=A,B,...", help="an axis: a field and its values; repeatable"
     )

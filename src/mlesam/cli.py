@@ -179,7 +179,8 @@ def _ablate(options: argparse.Namespace, others: dict[str, str], command: str) -
         overrides["training.steps"] = str(options.steps)
     if options.data is not None:
         overrides["data.dataset"] = options.data
-    from mlesam.training.ablation import ablate, axes
+    from mlesam.evaluation.show import comparison
+    from mlesam.training.ablation import TABLE, ablate, axes
 
     console = _console()
 
@@ -187,9 +188,11 @@ def _ablate(options: argparse.Namespace, others: dict[str, str], command: str) -
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     chosen = axes(options.vary, options.variant)
-    failed = ablate(options.recipe, overrides, chosen, options.out, options.runs, options.jobs, command, say)
-    if failed:
-        raise WorkError(f"{len(failed)} trainings failed and are not in the table, first: {failed[0]}")
+    done = ablate(options.recipe, overrides, chosen, options.out, options.runs, options.jobs, command, say)
+    comparison(done.rows, done.heads, console)
+    say(f"written to {options.out / TABLE}.json, .md and .svg")
+    if done.failed:
+        raise WorkError(f"{len(done.failed)} trainings failed and are not in the table, first: {done.failed[0]}")
     return 0
 
 

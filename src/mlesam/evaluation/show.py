@@ -1,7 +1,8 @@
-"""An evaluation as a table on the terminal."""
+"""An evaluation, and an ablation, as a table on the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -38,6 +39,32 @@ def table(metrics: dict[str, Any], console: Console) -> None:
         f"worst subset {_percent(summary['worst'])} (mIoU in %)",
         highlight=False,
     )
+
+
+def comparison(rows: Sequence[Mapping[str, Any]], heads: tuple[str, str], console: Console) -> None:
+    """The rows of an ablation: mIoU with its interval, and the difference to the first row of the group with its own."""
+    view = Table(title="mIoU in %, 95 % bootstrap intervals in brackets", title_justify="left")
+    groups = len({row["group"] for row in rows}) > 1
+    for head in (*([heads[0]] if groups else []), heads[1]):
+        view.add_column(escape(head), overflow="fold")
+    for head in ("mIoU", "to the first", "trainable", "s per step"):
+        view.add_column(head, justify="right")
+    last = None
+    for row in rows:
+        if last not in (None, row["group"]):
+            view.add_section()
+        group = row["group"] if row["group"] != last else ""
+        last = row["group"]
+        gain, reach = row["difference"], row["difference_interval"]
+        view.add_row(
+            *([escape(group)] if groups else []),
+            escape(row["name"]),
+            f"{_percent(row['miou'])} [{_percent(row['interval'][0])}, {_percent(row['interval'][1])}]",
+            "" if gain is None else f"{100 * gain:+.1f} [{100 * reach[0]:+.1f}, {100 * reach[1]:+.1f}]",
+            f"{row['trainable']:,}",
+            f"{row['step_seconds']:.3f}",
+        )
+    console.print(view)
 
 
 def _percent(value: float | None) -> str:

@@ -15,15 +15,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import mlesam
 from mlesam.config import Recipe, load_recipe, parse_yaml, plain
-from mlesam.errors import DataError, MlesamError, RequestError, refuse_occupied
+from mlesam.errors import DataError, MlesamError, RequestError, WorkError, refuse_occupied
 from mlesam.evaluation.comparison import Row, compare, dot_plot, markdown
 from mlesam.evaluation.evaluate import evaluate, store
 from mlesam.evaluation.metrics import mean_iou
@@ -73,8 +75,18 @@ class Result:
     threads: int
 
 
+@dataclass(frozen=True)
+class Ablation:
+    """A finished grid: the rows of :func:`~mlesam.evaluation.comparison.compare`, the heads of its two first columns, and what
+    failed, one sentence each."""
+
+    rows: list[dict[str, Any]]
+    heads: tuple[str, str]
+    failed: list[str]
+
+
 def ablate(
-    recipe: Path,
+    recipe: Path | None,
     overrides: Mapping[str, str],
     axes: Axes,
     out: Path,
@@ -82,17 +94,14 @@ def ablate(
     jobs: int = 1,
     command: str = "",
     say: Callable[[str], None] = lambda text: None,
-) -> list[str]:
+) -> Ablation:
     """Train every combination, each once, and compare them.
 
     Args:
-        recipe: YAML file that all have in common, overrides: fields on top of it.
+        recipe: YAML file that all have in common (None: the default recipe), overrides: fields on top of it.
         out: gets ``ablation.json``, ``ablation.md`` and ``ablation.svg``; written anew when the command is given again.
         runs: folder of the trainings, ``out/runs`` where it is None. jobs: trainings at a time.
         say: told of every training as it ends.
-
-    Returns:
-        What failed, one sentence each. The comparison holds the others.
     """
     if not (out / f"{TABLE}.json").is_file() and not (out / "runs").is_dir():
         refuse_occupied(out)
@@ -107,14 +116,11 @@ def ablate(
     }  # fmt: skip
     replace_file(out / f"{TABLE}.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     if rows:
-        text = markdown(rows, heads)
-        replace_file(out / f"{TABLE}.md", text)
+        replace_file(out / f"{TABLE}.md", markdown(rows, heads))
         replace_file(
             out / f"{TABLE}.svg", dot_plot(rows, f"{cells[0].recipe.name}: {' and '.join(h for h in heads if h)}")
         )
-        say(text)
-    say(f"written to {out / TABLE}.json, .md and .svg")
-    return [f"{cell.name}: {failed[cell.path]}" for cell in cells if cell.path in failed]
+    return Ablation(rows, heads, [f"{cell.name}: {failed[cell.path]}" for cell in cells if cell.path in failed])
 
 
 def table(cells: Sequence[Cell], failed: Mapping[Path, str] | None = None) -> list[Row]:
@@ -199,12 +205,13 @@ def _label(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def plan(recipe: Path, overrides: Mapping[str, str], axes: Axes, runs: Path) -> list[Cell]:
+def plan(recipe: Path | None, overrides: Mapping[str, str], axes: Axes, runs: Path) -> list[Cell]:
     """Every combination of the axes' labels, the last axis changing fastest. Nothing is trained yet, but every recipe is
     checked and its dataset opened.
 
     Args:
-        recipe: YAML file that all have in common, overrides: fields on top of it. runs: folder of the runs.
+        recipe: YAML file that all have in common (None: the default recipe), overrides: fields on top of it.
+        runs: folder of the runs.
     """
     cells = []
     for labels in itertools.product(*axes.values()):
@@ -252,6 +259,10 @@ def run_all(cells: Iterable[Cell], jobs: int = 1, say: Callable[[str], None] = l
                 failed[path] = str(error)
                 text = f"failed: {error}"
             say(f"[{number}/{len(names)}] {names[path].name}: {text}")
+    except BrokenProcessPool:
+        raise WorkError(
+            "the process of a training was killed, perhaps for want of memory; give the command again, with fewer --jobs."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
         if threads is None:

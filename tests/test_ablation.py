@@ -1,0 +1,248 @@
+"""`mlesam ablate`: every cell of a grid is trained once, and what is compared is compared on the same draws."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlesam.cli import main
+from mlesam.errors import RequestError
+from mlesam.evaluation.comparison import Row, compare, dot_plot, markdown
+from mlesam.evaluation.metrics import block_bootstrap, mean_iou
+from mlesam.training import ablation
+from mlesam.training.ablation import axes, parse_variant, parse_vary, plan, read_result, run_all
+
+SMALL = {
+    "model.rank": "2", "data.crop": "64", "data.workers": "0", "training.batch": "2", "training.steps": "2",
+}  # fmt: skip
+WORDS = [word for key, value in SMALL.items() for word in (f"--{key}", value)]
+
+
+# ---------------------------------------------------------------- what is varied
+
+
+def test_an_axis_is_a_field_and_its_values() -> None:
+    assert parse_vary("model.rank=4,8") == ("model.rank", {"4": {"model.rank": "4"}, "8": {"model.rank": "8"}})
+    key, axis = parse_vary("data.modalities=[rgb,depth],[rgb],null")
+    assert key == "data.modalities"
+    assert list(axis) == ["rgb+depth", "rgb", "none"]
+    assert json.loads(axis["rgb+depth"][key]) == ["rgb", "depth"]
+
+
+def test_a_variant_changes_fields_together() -> None:
+    assert parse_variant(["full", "model.train=all", "training.lr=1e-3"]) == (
+        "full",
+        {"model.train": "all", "training.lr": "1e-3"},
+    )
+
+
+def test_seed_is_always_the_last_axis() -> None:
+    assert list(axes(["seed=0,1", "model.rank=4,8"], [["a"], ["b", "model.top_k=1"]])) == [
+        "model.rank",
+        "variant",
+        "seed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("vary", "variants", "words"),
+    [
+        ([], [], "nothing is varied"),
+        (["model.rank"], [], "'model.rank' cannot be read"),
+        (["model.rank="], [], "cannot be read"),
+        (["model.rank=4,[8"], [], "cannot be read"),
+        (["model.rank=4,4"], [], "gives a value twice"),
+        (["model.rank=4", "model.rank=8"], [], "names model.rank twice"),
+        ([], [["model.rank=4"]], "cannot be read"),
+        ([], [["full", "all"]], "cannot be read"),
+        ([], [["a", "model.rank=4"], ["a", "model.rank=8"]], "names 'a' twice"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(vary: list[str], variants: list[list[str]], words: str) -> None:
+    with pytest.raises(RequestError, match=words.replace("[", r"\[")):
+        axes(vary, variants)
+
+
+def test_a_grid_has_every_combination_and_a_folder_for_each_recipe(dataset: Path, tmp_path: Path) -> None:
+    common = {**SMALL, "data.dataset": f"folder:{dataset}"}
+    chosen = axes(["model.rank=0,2", "seed=0,1"], [["a"], ["b", "training.lr=1e-4"]])
+    cells = plan(None, common, chosen, tmp_path / "runs")
+    assert [list(c.labels.values()) for c in cells[:3]] == [["0", "a", "0"], ["0", "a", "1"], ["0", "b", "0"]]
+    assert len({c.path for c in cells}) == len(cells) == 8
+    again = plan(None, {**common, "name": "other"}, axes(["model.rank=2"], []), tmp_path / "runs")
+    assert again[0].path == cells[4].path, "the name of a recipe is no part of it"
+    for file in dataset.glob("*/train/train0.png"):
+        file.rename(file.with_name("new.png"))
+    changed = plan(None, common, axes(["model.rank=2"], []), tmp_path / "runs")
+    assert changed[0].path != again[0].path, "other frames are another training"
+
+
+def test_a_wrong_field_is_refused_before_anything_is_trained(dataset: Path, tmp_path: Path) -> None:
+    common = {**SMALL, "data.dataset": f"folder:{dataset}"}
+    with pytest.raises(RequestError, match="lr is -1"):
+        plan(None, common, axes(["training.lr=1e-3,-1"], []), tmp_path)
+    with pytest.raises(RequestError, match="rank is varied on two axes"):
+        plan(None, common, axes(["model.rank=2,4"], [["a", "model.rank=8"]]), tmp_path)
+    assert list(tmp_path.glob("*/recipe.yaml")) == []
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def matrices(seed: int, frames: int = 12, classes: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 50, (frames, classes, classes))
+
+
+def row(name: str, *runs: np.ndarray, group: str = "", frames: str = "abcdefghijkl") -> Row:
+    facts = {"trainable": 10, "step_seconds": 0.1, "peak_mib": None}
+    return Row(group, name, {str(i): run for i, run in enumerate(runs)}, tuple(frames), facts)
+
+
+def test_with_one_seed_the_interval_is_the_bootstrap_over_frames() -> None:
+    found = compare([row("a", matrices(0))])[0]
+    assert found["interval"] == [round(v, 4) for v in block_bootstrap(matrices(0), 1)]
+    assert found["miou"] == round(float(mean_iou(matrices(0).sum(0))), 4)
+
+
+def test_several_seeds_are_averaged_and_widen_the_interval() -> None:
+    good, bad = matrices(0) + 60 * np.eye(3, dtype=int), matrices(1)
+    found = compare([row("a", good, bad)])[0]
+    one, two = (float(mean_iou(m.sum(0))) for m in (good, bad))
+    assert found["by_seed"] == {"0": round(one, 4), "1": round(two, 4)}
+    assert found["miou"] == round((one + two) / 2, 4)
+    # With two seeds, a quarter of the draws is the good one alone and a quarter the bad one alone.
+    assert found["interval"][1] > one - 0.05
+    assert found["interval"][0] < two + 0.05
+
+
+def test_a_difference_is_paired_by_frame_and_seed() -> None:
+    a, b = matrices(0), matrices(1)
+    same = compare([row("first", a, b), row("same", a, b)])[1]
+    assert (same["difference"], same["difference_interval"]) == (0.0, [0.0, 0.0])
+    # A shift that is the same for every frame and seed has no spread, however much the frames and seeds differ.
+    perfect, half = np.stack([np.eye(2, dtype=int) * k for k in range(1, 13)]), None
+    half = np.stack([np.array([[k, k], [0, k]]) for k in range(1, 13)])
+    shifted = compare([row("half", half, half), row("perfect", perfect, perfect)])[1]
+    assert shifted["difference"] == round(1 - 0.5, 4)
+    assert shifted["difference_interval"] == [0.5, 0.5]
+
+
+def test_groups_have_their_own_first_row_and_other_frames_no_difference() -> None:
+    a, b = matrices(0), matrices(1)
+    found = compare([row("x", a, group="1"), row("y", b, group="1"), row("x", b, group="2"), row("y", b, group="2")])
+    assert [r["difference"] is None for r in found] == [True, False, True, False]
+    assert found[3]["difference"] == 0.0
+    other = compare([row("x", a), row("y", b, frames="bcdefghijklm"), row("z", a, b)])
+    assert [r["difference"] for r in other] == [None, None, None], "frames or seeds differ"
+
+
+def test_the_table_and_the_plot_say_the_numbers_and_escape_the_names() -> None:
+    rows = compare([row("a <b>", matrices(0), group="g&h"), row("b", matrices(1), group="g&h"), row("c", matrices(2))])
+    text = markdown(rows, ("groups", "names"))
+    assert text.splitlines()[0].startswith("| groups | names | mIoU | 95 % |")
+    assert f"| {100 * rows[0]['miou']:.1f} |" in text
+    assert f"| {100 * rows[1]['difference']:+.1f} |" in text
+    drawing = ElementTree.fromstring(dot_plot(rows, "a & b"))
+    words = [e.text for e in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a <b>", "g&h", "a & b", f"{100 * rows[0]['miou']:.1f}"} <= set(words)
+    dots = [e for e in drawing.iter("{http://www.w3.org/2000/svg}circle") if e.get("class") == "mean"]
+    places = [float(e.get("cx", "nan")) for e in dots]
+    assert np.argsort(places).tolist() == np.argsort([r["miou"] for r in rows]).tolist()
+    bars = [e for e in drawing.iter("{http://www.w3.org/2000/svg}line") if e.get("class") == "interval"]
+    assert all(float(b.get("x1", "nan")) <= x <= float(b.get("x2", "nan")) for b, x in zip(bars, places, strict=True))
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_a_grid_is_trained_once_goes_on_and_shares_its_runs(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    words = ["ablate", "--data", f"folder:{dataset}", *WORDS, "--runs", str(runs)]
+    grid = ["--vary", "model.rank=0,2", "--vary", "seed=0,1"]
+    assert main([*words, *grid, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "[4/4] model.rank" in said
+    content = json.loads((out / "ablation.json").read_text())
+    assert content["axes"] == {"model.rank": ["0", "2"], "seed": ["0", "1"]}
+    frozen, experts = content["results"]
+    assert (frozen["name"], experts["name"], frozen["seeds"], frozen["frames"]) == ("0", "2", 2, 3)
+    assert experts["trainable"] > frozen["trainable"]
+    assert experts["peak_mib"] > 100
+    stored = json.loads((runs / frozen["runs"]["1"] / "evaluation" / "subsets-test-3.json").read_text())
+    assert frozen["by_seed"]["1"] == pytest.approx(stored["summary"]["full"], abs=1e-4)
+    assert (out / "ablation.md").read_text().count("\n") == 4
+    assert ElementTree.fromstring((out / "ablation.svg").read_text()) is not None
+
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
+    (runs / frozen["runs"]["0"] / "evaluation" / "frames.safetensors").unlink()  # killed before it was tested
+    assert main([*words, *grid, "--out", str(tmp_path / "other")]) == 0
+    said = capsys.readouterr().out
+    assert "3 of 4 trainings are done already" in said
+    assert before == {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
+    assert json.loads((tmp_path / "other" / "ablation.json").read_text())["results"] == content["results"]
+
+    last = experts["runs"]["1"]
+    whole = read_result(runs / last)
+    _cut_after_first_step(runs / last)
+    chosen = axes(["model.rank=2", "seed=1"], [])
+    cells = plan(None, {**SMALL, "data.dataset": f"folder:{dataset}"}, chosen, runs)
+    assert cells[0].path == runs / last
+    assert run_all(cells) == {}
+    resumed = read_result(runs / last)
+    assert all(np.array_equal(whole.confusions[k], resumed.confusions[k]) for k in whole.confusions)
+
+
+def _cut_after_first_step(run: Path) -> None:
+    """Leave what a training leaves that was killed before its first checkpoint."""
+    shutil.rmtree(run / "evaluation")
+    for name in ("last.safetensors", "model.safetensors"):
+        (run / name).unlink()
+    log = run / "log.jsonl"
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+
+
+def test_one_failure_leaves_the_others_and_their_comparison(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["ablate", "--data", f"folder:{dataset}", *WORDS, "--out", str(out), "--training.clip", "0"]
+    status = main([*words, "--vary", "training.lr=1e-3,1e30"])
+    captured = capsys.readouterr()
+    assert status == 1
+    assert captured.err.startswith("mlesam: 1 trainings failed and are not in the table, first: training.lr 1e30: the ")
+    assert len(captured.err.splitlines()) == 1
+    assert [r["name"] for r in json.loads((out / "ablation.json").read_text())["results"]] == ["1e-3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--vary", "model.rank=2", "--jobs", "0"], "--jobs is 0, but it must be at least 1"),
+        (["--vary", "model.ranks=2"], "unknown key 'model.ranks'; did you mean 'rank'?"),
+        (["--vary", "model.rank=2", "--rank", "3"], "unknown option --rank"),
+        ([], "nothing is varied"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence(
+    words: list[str], reason: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ablate", "--data", f"folder:{dataset}", *WORDS, "--out", str(tmp_path / "out"), *words]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_folder_with_something_else_in_it_is_not_written_to(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ablate", "--data", f"folder:{dataset}", *WORDS, "--out", str(dataset), "--vary", "model.rank=2"]
+    assert main(words) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert not (dataset / ablation.TABLE).with_suffix(".json").exists()
