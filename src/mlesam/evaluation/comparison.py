@@ -95,8 +95,8 @@ def _range(pair: Sequence[float], sign: str = "") -> str:
     return f"{100 * pair[0]:{sign}.1f} to {100 * pair[1]:{sign}.1f}"
 
 
-LEFT, WIDTH, RIGHT, LINE = 230, 380, 70, 22
-"""Pixels of the names, the axis, the numbers, and from one row to the next."""
+WIDTH, RIGHT, LINE, LETTER = 380, 70, 22, 7.2
+"""Pixels of the axis, the numbers, from one row to the next, and of a letter of a name."""
 
 
 def dot_plot(rows: Sequence[Mapping[str, Any]], title: str) -> Html:
@@ -104,9 +104,10 @@ def dot_plot(rows: Sequence[Mapping[str, Any]], title: str) -> Html:
     values = [v for row in rows for v in (*row["interval"], *row["by_seed"].values())]
     ticks = nice_ticks(100 * min(values), 100 * max(values), 6)
     low, high = ticks[0], ticks[-1]
+    left = round(max(110, 28 + LETTER * max(len(row["name"]) for row in rows), LETTER * len(title) - WIDTH))
 
     def x(share: float) -> str:
-        return f"{LEFT + WIDTH * (100 * share - low) / (high - low):.1f}"
+        return f"{left + WIDTH * (100 * share - low) / (high - low):.1f}"
 
     groups = len({row["group"] for row in rows}) > 1
     marks: list[Html] = []
@@ -114,7 +115,7 @@ def dot_plot(rows: Sequence[Mapping[str, Any]], title: str) -> Html:
     last = None
     for row in rows:
         if groups and row["group"] != last:
-            y += LINE * (1.4 if last is not None else 0.4)
+            y += LINE * 0.4
             marks.append(h("text", row["group"], x=12, y=f"{y + 4:.1f}", class_="group"))
             y += LINE
         elif last is None:
@@ -122,27 +123,27 @@ def dot_plot(rows: Sequence[Mapping[str, Any]], title: str) -> Html:
         last = row["group"]
         low_x, high_x = (x(v) for v in row["interval"])
         marks += [
-            h("text", row["name"], x=LEFT - 14, y=f"{y + 4:.1f}", text_anchor="end"),
+            h("text", row["name"], x=left - 14, y=f"{y + 4:.1f}", text_anchor="end"),
             h("line", x1=low_x, x2=high_x, y1=y, y2=y, class_="interval"),
             *(h("circle", cx=x(v), cy=y, r=3, class_="seed") for v in row["by_seed"].values() if len(row["by_seed"]) > 1),
             h("circle", cx=x(row["miou"]), cy=y, r=4.5, class_="mean"),
-            h("text", percent(row["miou"]), x=LEFT + WIDTH + 14, y=f"{y + 4:.1f}", class_="number"),
+            h("text", percent(row["miou"]), x=left + WIDTH + 14, y=f"{y + 4:.1f}", class_="number"),
         ]  # fmt: skip
         y += LINE
     bottom = y
     grid = []
     for tick in ticks:
-        place = f"{LEFT + WIDTH * (tick - low) / (high - low):.1f}"
+        place = f"{left + WIDTH * (tick - low) / (high - low):.1f}"
         grid.append(h("line", x1=place, x2=place, y1=top, y2=f"{bottom:.1f}", class_="grid"))
         grid.append(h("text", f"{tick:g}", x=place, y=f"{bottom + 16:.1f}", text_anchor="middle", class_="tick"))
     seeds = "; rings: single seeds" if any(row["seeds"] > 1 for row in rows) else ""
     note = f"mIoU in %; dot: mean, bar: 95 % bootstrap interval{seeds}"
     height = round(bottom + 46)
-    width = LEFT + WIDTH + RIGHT
+    width = left + WIDTH + RIGHT
     return h(
         "svg", h("style", Html(STYLE)), h("rect", width=width, height=height, class_="page"),
         h("text", title, x=12, y=26, class_="title"), grid, marks,
-        h("text", note, x=LEFT, y=height - 10, class_="tick"),
+        h("text", note, x=left, y=height - 10, class_="tick"),
         xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", width=width, height=height, role="img",
         aria_label=title,
     )  # fmt: skip

@@ -11,10 +11,11 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,7 +240,7 @@ def run_all(cells: Iterable[Cell], jobs: int = 1, say: Callable[[str], None] = l
     """
     if jobs < 1:
         raise RequestError(f"--jobs is {jobs}, but it must be at least 1.")
-    names = {cell.path: cell for cell in cells}
+    names = {cell.path: cell for cell in cells}  # two cells of one recipe are one training
     waiting = {path: cell for path, cell in names.items() if not (path / CONFUSIONS).is_file()}
     if len(waiting) < len(names):
         say(f"{len(names) - len(waiting)} of {len(names)} trainings are done already")
@@ -249,16 +250,20 @@ def run_all(cells: Iterable[Cell], jobs: int = 1, say: Callable[[str], None] = l
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     # A process for each training, so that its memory is its own.
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+    queue, running, number = list(waiting.values()), {}, len(names) - len(waiting)
     try:
-        futures = {pool.submit(_run, cell): path for path, cell in waiting.items()}
-        for number, future in enumerate(as_completed(futures), len(names) - len(waiting) + 1):
-            path = futures[future]
-            try:
-                text = future.result()
-            except MlesamError as error:
-                failed[path] = str(error)
-                text = f"failed: {error}"
-            say(f"[{number}/{len(names)}] {names[path].name}: {text}")
+        while queue or running:
+            while queue and len(running) < jobs:  # what waits in the pool could not be stopped
+                cell = queue.pop(0)
+                running[_start(pool, cell)] = cell
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell, number = running.pop(future), number + 1
+                try:
+                    text = future.result()
+                except MlesamError as error:
+                    failed[cell.path] = str(error)
+                    text = f"failed: {error}"
+                say(f"[{number}/{len(names)}] {cell.name}: {text}")
     except BrokenProcessPool:
         raise WorkError(
             "the process of a training was killed, perhaps for want of memory; give the command again, with fewer --jobs."
@@ -270,8 +275,25 @@ def run_all(cells: Iterable[Cell], jobs: int = 1, say: Callable[[str], None] = l
     return failed
 
 
+def _start(pool: ProcessPoolExecutor, cell: Cell) -> Future[str]:
+    """Begin a cell. Its process inherits the mask: Ctrl-C must not meet it while it imports, before it can say what it means."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_run, cell)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _run(cell: Cell) -> str:
-    """Train and test one cell; go on with what an interrupted grid left."""
+    """Train and test one cell, in a process of its own; go on with what an interrupted grid left."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return _train_and_test(cell)
+    except KeyboardInterrupt:
+        raise WorkError("stopped") from None
+
+
+def _train_and_test(cell: Cell) -> str:
     began = time.monotonic()
     if (cell.path / LAST).is_file():
         run = Run.load(cell.path)
