@@ -12,8 +12,9 @@ from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from mlesam.config import TrainingConfig
+from mlesam.model.mlesam import Output
 from mlesam.sample import IGNORE
-from mlesam.training.loss import ohem_cross_entropy
+from mlesam.training.loss import divergence, ohem_cross_entropy
 from mlesam.training.optimizer import learning_rate, make_optimizer
 
 
@@ -152,3 +153,26 @@ def test_the_shortest_trainings_have_a_positive_rate_at_every_step(steps: int, w
 
 def test_without_warm_up_it_begins_at_the_full_rate() -> None:
     assert learning_rate(0, TrainingConfig(steps=10, warmup=0.0, lr=0.3)) == 0.3
+
+
+# ---------------------------------------------------------------- what few sensors learn from all
+
+
+def output(logits: torch.Tensor, size: tuple[int, int]) -> Output:
+    return Output(logits, logits + 0.5, torch.zeros(1, 3, 1), size, "mask")
+
+
+def test_the_divergence_is_that_of_torch_over_the_frame_alone() -> None:
+    teacher, student = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 6, 8)
+    found = divergence(output(teacher, (17, 30)), output(student, (17, 30)))
+    told, said = teacher[..., :5, :8].log_softmax(1), student[..., :5, :8].log_softmax(1)
+    expected = F.kl_div(said, told, log_target=True, reduction="none").sum(dim=1).mean()
+    torch.testing.assert_close(found, expected)
+    assert divergence(output(teacher, (17, 30)), output(teacher, (17, 30))).item() == 0.0
+
+
+def test_the_teacher_learns_nothing_from_its_pupil() -> None:
+    teacher, student = (torch.randn(1, 4, 4, 4, requires_grad=True) for _ in range(2))
+    divergence(output(teacher, (16, 16)), output(student, (16, 16))).backward()
+    assert teacher.grad is None
+    assert student.grad is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -378,6 +379,79 @@ def test_dropout_leaves_out_as_often_as_asked() -> None:
         total += 3 * 64
     # all three are left out with probability 0.027, and then one stays
     assert kept / total == pytest.approx(0.7 + 0.027 / 3, abs=0.02)
+
+
+# ---------------------------------------------------------------- the losses of a step
+
+
+@pytest.fixture
+def step_and_batch(dataset: Path) -> tuple[loop.Step, Batch]:
+    prepared = loop.prepare(recipe(dataset, data__crop="64"))
+    torch.manual_seed(0)
+    images = {
+        "rgb": torch.randn(2, 3, 64, 64),
+        "depth": torch.randn(2, 1, 64, 64),
+        "thermal": torch.randn(1, 1, 64, 64),
+    }
+    frames = {"rgb": torch.tensor([0, 1]), "depth": torch.tensor([0, 1]), "thermal": torch.tensor([1])}
+    batch = Batch(images, frames, ("a", "b"), torch.randint(0, 3, (2, 64, 64)))
+    return loop.Step(prepared.model().eval(), prepared.recipe.training), batch
+
+
+def changed(step: loop.Step, **fields: float) -> loop.Step:
+    return loop.Step(step.model, dataclasses.replace(step.config, **fields))
+
+
+@torch.no_grad()
+def test_all_subsets_together_weigh_as_much_as_the_full_pass(step_and_batch: tuple[loop.Step, Batch]) -> None:
+    step, batch = step_and_batch
+    rgb, depth = ({m: torch.ones(2, dtype=torch.bool)} for m in ("rgb", "depth"))
+    full = step(batch)
+    # The loss of a pass that keeps one sensor alone is the loss of a batch that has no other.
+    alone = [step(batch.select([m])) for m in ("rgb", "depth")]
+    both = step(batch, [rgb, depth])
+    for name in ("loss", "mask_loss", "pyramid_loss"):
+        expected = full[name] / 2 + (alone[0][name] + alone[1][name]) / 4
+        torch.testing.assert_close(both[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_sensor_loss_is_that_of_every_row_alone(step_and_batch: tuple[loop.Step, Batch]) -> None:
+    step, batch = step_and_batch
+    step = changed(step, sensor_loss=0.5, ohem_threshold=1.0)  # all pixels count, so rows can be averaged
+    found = step(batch)
+    names, counts = ("rgb", "depth", "thermal"), (2, 2, 1)
+    alone = []
+    for name in names:
+        part = batch.select([name])
+        if name == "thermal":  # the second frame alone has it
+            part = Batch({name: part.images[name]}, {name: torch.tensor([0])}, ("b",), batch.labels[1:])  # type: ignore[index]
+        alone.append(changed(step, sensor_loss=0.0)(part)["loss"])
+    expected = sum(c * value for c, value in zip(counts, alone, strict=True)) / 5
+    torch.testing.assert_close(found["sensor_loss"], expected, rtol=1e-5, atol=1e-6)
+    base = changed(step, sensor_loss=0.0)(batch)["loss"]
+    torch.testing.assert_close(found["loss"], base + 0.5 * expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_is_asked_for_is_there_in_every_step(step_and_batch: tuple[loop.Step, Batch]) -> None:
+    step, batch = step_and_batch
+    both = changed(step, distill=1.0, sensor_loss=1.0)
+    assert set(both(batch)) == set(both(batch, [{"rgb": torch.ones(2, dtype=torch.bool)}]))
+    assert both(batch)["distill_loss"].item() == 0.0
+    assert both(batch.select(["rgb"]))["sensor_loss"] > 0
+
+
+def test_robust_training_runs_and_resumes(dataset: Path, tmp_path: Path) -> None:
+    fields = {"training__subsets": "2", "training__distill": "1.0", "training__sensor_loss": "0.5"}
+    fields |= {"model__router": "pixel", "model__reliability": "true"}
+    run = train(recipe(dataset, **fields), tmp_path / "run")
+    steps = events(run.path, "step")
+    assert all({"distill_loss", "sensor_loss"} <= set(event) for event in steps)
+    assert any(event["distill_loss"] > 0 for event in steps)
+    assert all(np.isfinite(event["loss"]) for event in steps)
+    again = run.load_model()
+    assert again.config.router == "pixel"
+    assert len(again.routers[0].reliability) == 3
 
 
 # ---------------------------------------------------------------- collapse

@@ -90,6 +90,10 @@ class ModelConfig:
     """How the present sensors' maps are combined on each pyramid level."""
     top_k: int | None = None
     """Sensors the router keeps on each level. None: all that are present."""
+    router: Literal["image", "pixel"] = "image"
+    """One weight for each sensor and frame (the method), or one for each of its pixels."""
+    reliability: bool = False
+    """Let the router see signs of a broken sensor: statistics of its frame, and whether the other sensors agree with it."""
     combine: Literal["logits", "probabilities", "mask", "pyramid"] = "logits"
     """How the two heads become one answer: mean of logits, mean of probabilities, or one head alone."""
     pyramid_width: int | None = None
@@ -124,7 +128,13 @@ class TrainingConfig:
     """Train the expert, stem and routing of these sensors alone; all else stays as it is, bit for bit. None: everything
     that ``model.train`` names. Set by ``mlesam train --extend RUN``, where it names the new sensors."""
     modality_dropout: float = 0.5
-    """Probability that a sensor is left out in a second pass over the heads; the full-sensor pass always stays. 0: off."""
+    """Probability that a sensor is left out in a further pass over the heads; the full-sensor pass always stays. 0: off."""
+    subsets: int = 1
+    """Such passes in each step, each with sensors of its own left out. Together they weigh as much as the full pass."""
+    distill: float = 0.0
+    """Weight of the divergence from what all sensors say to what is said with sensors left out. 0: off."""
+    sensor_loss: float = 0.0
+    """Weight of the loss of every sensor alone. 0: off."""
     validate_every: int = 0
     """Steps between validations and checkpoints. 0: ten times over the training."""
     tensorboard: bool = False
@@ -189,6 +199,14 @@ def check_ranges(recipe: Recipe) -> None:
             "at least 0, like training.pyramid_loss, and not both 0",
         ),
         ("training.modality_dropout", training.modality_dropout, 0 <= training.modality_dropout < 1, "at least 0 and below 1"),
+        ("training.subsets", training.subsets, training.subsets >= 1, "at least 1"),
+        (
+            "training.distill",
+            training.distill,
+            training.distill == 0 or training.distill > 0 < training.modality_dropout,
+            "0, or above 0 with training.modality_dropout above 0",
+        ),
+        ("training.sensor_loss", training.sensor_loss, training.sensor_loss >= 0, "at least 0"),
         ("training.validate_every", training.validate_every, training.validate_every >= 0, "at least 0"),
     ]  # fmt: skip
     for key, value, holds, rule in rules:

@@ -15,6 +15,7 @@ from mlesam.errors import RequestError, did_you_mean
 from mlesam.model.experts import Experts, Segment, unchanged
 from mlesam.model.foundation import LEVEL_STRIDES, STRIDE, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
+from mlesam.model.reliability import agreement, frame_signs
 from mlesam.model.router import Router
 from mlesam.sample import Batch
 from mlesam.sensors.spec import canonical_order
@@ -31,6 +32,7 @@ class Features:
         segments: which rows belong to which sensor.
         frames: for each segment, (n,) the frame of each row.
         count: frames in the batch; size: height and width of the input in pixels.
+        signs: (R, 10) statistics of each row's image, where the router looks at its reliability.
     """
 
     levels: tuple[Tensor, ...]
@@ -38,6 +40,7 @@ class Features:
     frames: tuple[Tensor, ...]
     count: int
     size: tuple[int, int]
+    signs: Tensor | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -60,7 +63,8 @@ class Features:
             raise RequestError("no sensor is left; at least one is needed.")
         index = torch.cat(picked)
         levels = tuple(level.index_select(0, index) for level in self.levels)
-        return replace(self, levels=levels, segments=tuple(segments), frames=tuple(frames))
+        signs = None if self.signs is None else self.signs[index]
+        return replace(self, levels=levels, segments=tuple(segments), frames=tuple(frames), signs=signs)
 
     def covered(self) -> Tensor:
         """(B,) bool: which frames have at least one sensor left."""
@@ -86,6 +90,12 @@ class Features:
         kept = self.keep({s.modality: wanted[f] for s, f in zip(self.segments, self.frames, strict=True)})
         number = torch.cumsum(wanted, dim=0) - 1
         return replace(kept, frames=tuple(number[f] for f in kept.frames), count=int(wanted.sum()))
+
+    def apart(self) -> Features:
+        """Every row as a frame of its own: each sensor alone, all of them decoded at once."""
+        rows = len(self.levels[0])
+        frames = torch.arange(rows, device=self.levels[0].device).split([s.rows for s in self.segments])
+        return replace(self, frames=tuple(frames), count=rows)
 
     def select(self, modalities: Iterable[str]) -> Features:
         """Only these sensors. To be decoded, every frame must have one of them: see :meth:`covered`."""
@@ -141,7 +151,9 @@ class Output:
 
 def belongs_to(name: str, modality: str) -> bool:
     """Whether a tensor of a model is one sensor's own: of its expert, its stem or its scorers."""
-    return name.startswith((f"experts.{modality}.", f"stems.{modality}.")) or f".scorers.{modality}." in name
+    return name.startswith((f"experts.{modality}.", f"stems.{modality}.")) or any(
+        f".{part}.{modality}." in name for part in ("scorers", "reliability")
+    )
 
 
 class Stem(nn.Module):
@@ -207,7 +219,8 @@ class MLESAM(nn.Module):
         self.stems = nn.ModuleDict({m: Stem(c) for m, c in self.channels.items() if c != 3})
         self.experts = Experts(self.modalities, self.foundation.projections, config)
         width = self.foundation.width
-        self.routers = nn.ModuleList(Router(self.modalities, width, config.fusion, config.top_k) for _ in LEVEL_STRIDES)
+        routing = (config.fusion, config.top_k, config.router == "pixel", config.reliability)
+        self.routers = nn.ModuleList(Router(self.modalities, width, *routing) for _ in LEVEL_STRIDES)
         self.merged: str | None = None
         self._plain_weights: dict[tuple[int, str], Tensor] = {}
         self.mask_head = MaskHead(loaded.decoder, num_classes)
@@ -294,10 +307,12 @@ class MLESAM(nn.Module):
         self._check_coverage(batch, present)
         height, width = batch.size
         padding = (0, -width % STRIDE, 0, -height % STRIDE)
-        maps, segments, start = [], [], 0
+        maps, segments, signs, start = [], [], [], 0
         for modality in present:
             image = batch.images[modality]
             self._check_image(modality, image, (height, width))
+            if self.config.reliability:
+                signs.append(frame_signs(image))
             if modality in self.stems:
                 image = self.stems[modality](image)
             maps.append(F.pad(image, padding))
@@ -307,7 +322,9 @@ class MLESAM(nn.Module):
         segments_ = tuple(segments)
         levels = self.foundation(stacked, unchanged if self.merged else self.experts.on(segments_))
         frames = tuple(batch.frames[m].to(stacked.device) for m in present)
-        return Features(tuple(levels), segments_, frames, len(batch), (height, width))
+        return Features(
+            tuple(levels), segments_, frames, len(batch), (height, width), torch.cat(signs) if signs else None
+        )
 
     def _check_coverage(self, batch: Batch, present: list[str]) -> None:
         seen = {int(i) for m in present for i in batch.frames[m].tolist()}
@@ -331,9 +348,13 @@ class MLESAM(nn.Module):
         """Fuse the sensors in ``features`` and run both heads."""
         features.check_covered()
         fused, shares = [], []
-        for stride, router, level in zip(LEVEL_STRIDES, self.routers, features.levels, strict=True):
-            valid = (math.ceil(features.size[0] / stride), math.ceil(features.size[1] / stride))
-            map_, share = router(level, valid, features.segments, list(features.frames), features.count)
+        valid = [(math.ceil(features.size[0] / s), math.ceil(features.size[1] / s)) for s in LEVEL_STRIDES]
+        signs = features.signs
+        if signs is not None:
+            agreed = agreement(features.levels[-1], valid[-1], features.segments, features.frames)
+            signs = torch.cat([signs, agreed], dim=1)
+        for shown, router, level in zip(valid, self.routers, features.levels, strict=True):
+            map_, share = router(level, shown, features.segments, list(features.frames), features.count, signs)
             fused.append(map_)
             shares.append(share)
         return Output(

@@ -2,6 +2,7 @@
 
 arXiv 2412.04220, equations 8 and 9: average each sensor's map over space, one linear layer gives a score, softmax over
 the sensors, keep the top k, sum. The sum is mixed with the plain mean, which the paper's ablation needs.
+Beyond the paper, and optional: scores per pixel, and scores and a gate that see signs of a broken sensor.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mlesam.errors import RequestError
 from mlesam.model.experts import Segment
+from mlesam.model.reliability import Reliability
 
 
 class Router(nn.Module):
@@ -25,40 +27,70 @@ class Router(nn.Module):
         width: channels of the maps.
         fusion: ``mean``, ``routed`` or ``mean+routed`` (fused = a * routed + (1 - a) * mean, a learned from 0.5).
         top_k: sensors kept; their weights are scaled to sum to 1. None: all.
+        per_pixel: score every pixel of the maps instead of their average.
+        reliability: what is seen of a broken sensor (:mod:`mlesam.model.reliability`) is added to its score, and a gate turns the
+            plain mean into a weighted one, sum(g f) / sum(g): else a broken sensor would keep its part of the mean.
     """
 
-    def __init__(self, modalities: tuple[str, ...], width: int, fusion: str = "mean+routed", top_k: int | None = None):
+    def __init__(
+        self,
+        modalities: tuple[str, ...],
+        width: int,
+        fusion: str = "mean+routed",
+        top_k: int | None = None,
+        per_pixel: bool = False,
+        reliability: bool = False,
+    ):
         super().__init__()
         if fusion not in ("mean", "routed", "mean+routed"):
             raise RequestError(f"fusion is {fusion!r}; known: mean, routed, mean+routed.")
         self.modalities = modalities
         self.fusion = fusion
         self.top_k = top_k
+        self.per_pixel = per_pixel
         self.scorers = nn.ModuleDict()
         self.mix = nn.Parameter(torch.zeros(())) if fusion == "mean+routed" else None
         if fusion != "mean":
             self.scorers.update({m: nn.Linear(width, 1) for m in modalities})
+        self.reliability = nn.ModuleDict({m: Reliability() for m in modalities} if reliability else {})
         if len(modalities) == 1:
             self.requires_grad_(False)  # one sensor has nothing to be weighed against, so no gradient would come
 
-    def weights(self, pooled_RC: Tensor, segments: tuple[Segment, ...], frames: list[Tensor], count: int) -> Tensor:
-        """Each sensor's effective share in the fused map: (B, M) float32, 0 where absent, each row sums to 1.
+    def weights(
+        self,
+        features_RCHW: Tensor,
+        segments: tuple[Segment, ...],
+        frames: list[Tensor],
+        count: int,
+        signs_RS: Tensor | None = None,
+    ) -> Tensor:
+        """Each sensor's effective share in the fused map: (B, M, H, W) float32, 0 where absent, sums to 1 over M.
 
         Args:
-            pooled_RC: (R, C), each row's map averaged over space.
+            features_RCHW: each row's map, averaged over space (H = W = 1) where the router does not work per pixel.
             frames: for each segment, which frame each of its rows belongs to.
             count: number of frames B.
+            signs_RS: what is seen of each row's reliability.
         """
-        present = torch.zeros(count, len(self.modalities), dtype=torch.bool, device=pooled_RC.device)
-        scores = torch.full((count, len(self.modalities)), float("-inf"), device=pooled_RC.device)
+        shape = (count, len(self.modalities), *features_RCHW.shape[-2:])
+        device = features_RCHW.device
+        scores = torch.full(shape, float("-inf"), device=device)
+        gates = torch.full((*shape[:2], 1, 1), float("-inf"), device=device)
         for segment, rows in zip(segments, frames, strict=True):
-            column = torch.tensor(self.modalities.index(segment.modality), device=pooled_RC.device).expand_as(rows)
-            present = present.index_put((rows, column), torch.ones_like(rows, dtype=torch.bool))
+            column = torch.tensor(self.modalities.index(segment.modality), device=device).expand_as(rows)
+            score = features_RCHW.new_zeros((segment.rows, *shape[2:]), dtype=torch.float32)
+            gate = score.new_zeros(segment.rows)
             if self.fusion != "mean":
                 scorer: Any = self.scorers[segment.modality]
-                score = scorer(pooled_RC[segment.start : segment.stop].to(scorer.weight.dtype))[:, 0].float()
-                scores = scores.index_put((rows, column), score)
-        mean = present.float() / present.sum(dim=1, keepdim=True)
+                own = features_RCHW[segment.start : segment.stop].to(scorer.weight.dtype)
+                score = scorer(own.permute(0, 2, 3, 1))[..., 0].float()
+            if len(self.reliability):
+                assert signs_RS is not None
+                more, gate = self.reliability[segment.modality](signs_RS[segment.start : segment.stop])
+                score = score + more[:, None, None]
+            scores = scores.index_put((rows, column), score)
+            gates = gates.index_put((rows, column), gate[:, None, None])
+        mean = _shares(torch.sigmoid(gates)).expand(shape)  # absent: sigmoid(-inf) is 0
         if self.fusion == "mean":
             return mean
         routed = keep_top(softmax(scores), self.top_k)
@@ -68,7 +100,13 @@ class Router(nn.Module):
         return mean + torch.sigmoid(self.mix) * (routed - mean)
 
     def forward(
-        self, map_RCHW: Tensor, valid: tuple[int, int], segments: tuple[Segment, ...], frames: list[Tensor], count: int
+        self,
+        map_RCHW: Tensor,
+        valid: tuple[int, int],
+        segments: tuple[Segment, ...],
+        frames: list[Tensor],
+        count: int,
+        signs_RS: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Fuse the maps of one level.
 
@@ -77,26 +115,31 @@ class Router(nn.Module):
             valid: height and width of the part that shows the frame; the rest is padding and not averaged.
 
         Returns:
-            fused (B, C, H, W) and the shares (B, M).
+            fused (B, C, H, W) and the shares (B, M), averaged over the frame where they differ by pixel.
         """
-        pooled = map_RCHW[..., : valid[0], : valid[1]].float().mean(dim=(2, 3))
-        shares = self.weights(pooled, segments, frames, count)
+        features = map_RCHW
+        if not self.per_pixel:
+            features = map_RCHW[..., : valid[0], : valid[1]].float().mean(dim=(2, 3), keepdim=True)
+        shares = self.weights(features, segments, frames, count, signs_RS)
         fused = map_RCHW.new_zeros(count, *map_RCHW.shape[1:])
         parts = map_RCHW.split([s.rows for s in segments])
         for segment, rows, part in zip(segments, frames, parts, strict=True):
             share = shares[rows, self.modalities.index(segment.modality)].to(map_RCHW.dtype)
-            fused = fused.index_add(0, rows, share[:, None, None, None] * part)
-        return fused, shares
+            fused = fused.index_add(0, rows, share[:, None] * part)
+        return fused, shares[..., : valid[0], : valid[1]].mean(dim=(2, 3))
 
 
 def softmax(scores_BM: Tensor) -> Tensor:
-    """Softmax over the sensors, summed one by one: adding an absent sensor's exact zero changes no bit, so a model that
-    learns a new sensor still gives the very same results without it."""
-    powers = (scores_BM - scores_BM.amax(dim=1, keepdim=True).detach()).exp()
-    total = powers[:, 0]
-    for column in range(1, powers.shape[1]):
-        total = total + powers[:, column]
-    return powers / total[:, None]
+    """Softmax over the sensors (dimension 1), summed one by one: adding an absent sensor's exact zero changes no bit, so a model
+    that learns a new sensor still gives the very same results without it."""
+    return _shares((scores_BM - scores_BM.amax(dim=1, keepdim=True).detach()).exp())
+
+
+def _shares(amounts_BM: Tensor) -> Tensor:
+    total = amounts_BM[:, 0]
+    for column in range(1, amounts_BM.shape[1]):
+        total = total + amounts_BM[:, column]
+    return amounts_BM / total[:, None]
 
 
 def keep_top(weights_BM: Tensor, top_k: int | None) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ from mlesam.data.loading import (
 )
 from mlesam.errors import DataError, RequestError, WorkError
 from mlesam.model.checkpoints import file_sha256, load_tensors, replace_file, save_tensors
-from mlesam.model.mlesam import MLESAM
+from mlesam.model.mlesam import MLESAM, Output
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights, save_weights
 from mlesam.sample import Batch
-from mlesam.training.loss import ohem_cross_entropy
+from mlesam.training.loss import divergence, ohem_cross_entropy
 from mlesam.training.optimizer import learning_rate, make_optimizer
 from mlesam.training.prepare import Prepared, prepare, refuse_existing
 from mlesam.training.progress import Progress
@@ -98,7 +98,7 @@ def precision(config: TrainingConfig, foundation: str, device: torch.device) -> 
 class Step(nn.Module):
     """The losses of one micro-batch. A module of its own, so that distributed training sees a single forward pass.
 
-    The trunk runs once. The full-sensor pass and the pass with sensors left out are both decoded from its features.
+    The trunk runs once. The full-sensor pass and those with sensors left out are all decoded from its features.
     """
 
     def __init__(self, model: MLESAM, config: TrainingConfig) -> None:
@@ -106,19 +106,37 @@ class Step(nn.Module):
         self.model = model
         self.config = config
 
-    def forward(self, batch: Batch, keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, subsets: Sequence[Mapping[str, Tensor]] = ()) -> dict[str, Tensor]:
+        """Losses of the full-sensor pass, and of passes that keep the rows in each of ``subsets`` alone."""
+        assert batch.labels is not None
+        config, labels = self.config, batch.labels
         features = self.model.encode(batch)
-        passes = [features] if keep is None else [features, features.keep(keep)]
-        mask, pyramid = [], []
-        for part in passes:
-            output = self.model.decode(part)
-            for losses, logits in ((mask, output.mask_logits), (pyramid, output.pyramid_logits)):
-                full = output.at_input_size(logits)
-                loss = ohem_cross_entropy(full, batch.labels, self.config.ohem_threshold, self.config.ohem_keep)  # type: ignore[arg-type]
-                losses.append(loss)
-        mask_loss, pyramid_loss = torch.stack(mask).mean(), torch.stack(pyramid).mean()
-        loss = self.config.mask_loss * mask_loss + self.config.pyramid_loss * pyramid_loss
-        return {"loss": loss, "mask_loss": mask_loss, "pyramid_loss": pyramid_loss}
+        full = self.model.decode(features)
+        partial = [self.model.decode(features.keep(rows)) for rows in subsets]
+        own = [self._both(output, labels) for output in (full, *partial)]
+        mask, pyramid = own[0]
+        if partial:  # all subsets together weigh as much as the full pass
+            others = torch.stack([torch.stack(pair) for pair in own[1:]]).mean(dim=0)
+            mask, pyramid = (mask + others[0]) / 2, (pyramid + others[1]) / 2
+        losses = {"mask_loss": mask, "pyramid_loss": pyramid}
+        loss = config.mask_loss * mask + config.pyramid_loss * pyramid
+        # A loss that is asked for is always there: every process sums the same ones, whatever its frames lack.
+        if config.distill:
+            told = [divergence(full, output) for output in partial]
+            losses["distill_loss"] = torch.stack(told).mean() if told else mask.new_zeros(())
+            loss = loss + config.distill * losses["distill_loss"]
+        if config.sensor_loss:
+            alone = self._both(self.model.decode(features.apart()), labels[torch.cat(features.frames)])
+            losses["sensor_loss"] = config.mask_loss * alone[0] + config.pyramid_loss * alone[1]
+            loss = loss + config.sensor_loss * losses["sensor_loss"]
+        return {"loss": loss, **losses}
+
+    def _both(self, output: Output, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """OHEM cross-entropy of the mask head and of the pyramid head."""
+        threshold, keep = self.config.ohem_threshold, self.config.ohem_keep
+        maps = (output.mask_logits, output.pyramid_logits)
+        mask, pyramid = (ohem_cross_entropy(output.at_input_size(m), labels, threshold, keep) for m in maps)
+        return mask, pyramid
 
 
 def rows_to_keep(batch: Batch, probability: float, rng: np.random.Generator) -> dict[str, Tensor] | None:
@@ -206,10 +224,10 @@ class Trainer:
         totals: dict[str, float] = {}
         for micro in range(config.accumulate):
             batch = next(micro_batches).to(self.accelerator.device, non_blocking=True)
-            keep = self._dropout(batch, micro)
+            subsets = self._subsets(batch, micro)
             last = micro == config.accumulate - 1
             with self.accelerator.no_sync(self.module) if not last else _nothing():
-                losses = self.module(batch, keep)
+                losses = self.module(batch, subsets)
                 self._stop_if_not_finite(losses["loss"], "loss", batch)
                 if losses["loss"].requires_grad:  # not where none of the frames has a sensor that is trained
                     self.accelerator.backward(losses["loss"] / config.accumulate)
@@ -225,12 +243,12 @@ class Trainer:
         self.report.advance(self.step, totals["loss"])
         return {"step": self.step, **totals, "lr": rate, "grad_norm": float(norm)}  # type: ignore[arg-type]
 
-    def _dropout(self, batch: Batch, micro: int) -> dict[str, Tensor] | None:
+    def _subsets(self, batch: Batch, micro: int) -> list[dict[str, Tensor]]:
         if not self.config.modality_dropout:
-            return None
+            return []
         rng = np.random.default_rng([self.prepared.recipe.seed, self.step, micro, self.accelerator.process_index])
-        keep = rows_to_keep(batch, self.config.modality_dropout, rng)
-        return None if keep is None else {m: k.to(self.accelerator.device) for m, k in keep.items()}
+        drawn = [rows_to_keep(batch, self.config.modality_dropout, rng) for _ in range(self.config.subsets)]
+        return [{m: k.to(self.accelerator.device) for m, k in rows.items()} for rows in drawn if rows is not None]
 
     def _stop_if_not_finite(self, value: Tensor, what: str, batch: Batch) -> None:
         if not bool(torch.isfinite(value)):

@@ -1,0 +1,247 @@
+"""What the router can see of a broken sensor, against hand-computed cases, and that nothing else about the model changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, softmax
+from torch import Tensor
+
+from mlesam import MLESAM, Batch, ModelConfig
+from mlesam.model.experts import Segment
+from mlesam.model.reliability import SIGNS, Reliability, agreement, frame_signs
+from mlesam.model.router import Router
+from mlesam.sample import Sample
+
+LEVEL, SPREAD, LOWEST, HIGHEST, ACROSS, DOWN, AROUND, ROWS, FLAT, OUTLIERS = range(10)
+SENSORS = ("rgb", "depth", "lidar")
+SEGMENTS = (Segment("rgb", 0, 2), Segment("depth", 2, 4), Segment("lidar", 4, 6))
+FRAMES = [torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([0, 1])]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def smooth(rows: int = 1) -> Tensor:
+    """A picture with soft structure and a little noise."""
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(48.0), indexing="ij")
+    picture = torch.sin(x / 7) + torch.cos(y / 5)
+    return picture.expand(rows, 1, 32, 48) + 0.02 * torch.randn(rows, 1, 32, 48)
+
+
+# ---------------------------------------------------------------- the signs of a frame
+
+
+def test_signs_of_a_picture_by_hand() -> None:
+    picture = torch.tensor([[0.0, 0.0, 1.0], [3.0, 0.0, 3.0]])[None, None]
+    signs = frame_signs(picture)[0].double().numpy()
+    grey = picture[0, 0].double().numpy()
+    z = (grey - grey.mean()) / (grey.std() + 1e-3)
+    expected = {
+        LEVEL: grey.mean(), SPREAD: grey.std(), LOWEST: 3 / 6, HIGHEST: 2 / 6,
+        ACROSS: np.abs(np.diff(z, axis=1)).mean(), DOWN: np.abs(np.diff(z, axis=0)).mean(),
+        ROWS: np.sqrt((z.mean(axis=1) ** 2).mean()), FLAT: 0.0, OUTLIERS: np.sqrt((z**4).mean()),
+    }  # fmt: skip
+    for index, value in expected.items():
+        assert signs[index] == pytest.approx(np.log1p(value), rel=1e-5), index
+
+
+@pytest.mark.parametrize(
+    ("broken", "sign"),
+    [
+        (lambda x: torch.full_like(x, -2.0), LOWEST),
+        (lambda x: x.clamp(max=0.5), HIGHEST),
+        (lambda x: x + torch.randn_like(x), ACROSS),
+        (lambda x: x + torch.randn_like(x), AROUND),
+        (lambda x: x + torch.arange(32.0)[:, None] * 0.2, ROWS),
+        (lambda x: x.masked_fill((torch.arange(32) % 3 == 0)[:, None], 0.0), FLAT),
+        (lambda x: x.masked_fill(torch.rand(x.shape) < 0.01, 12.0), OUTLIERS),
+        (lambda x: 6 * x, SPREAD),
+        (lambda x: x + 3, LEVEL),
+    ],
+)
+def test_a_fault_shows_in_its_sign(broken, sign: int) -> None:
+    picture = smooth()
+    assert float(frame_signs(broken(picture))[0, sign]) > float(frame_signs(picture)[0, sign]) + 0.1
+
+
+def test_blur_shows_as_smaller_steps() -> None:
+    picture = smooth() + 0.3 * torch.randn(1, 1, 32, 48)
+    blurred = torch.nn.functional.avg_pool2d(picture, (1, 9), 1, (0, 4))
+    assert frame_signs(blurred)[0, ACROSS] < frame_signs(picture)[0, ACROSS] - 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (33, 65)])
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_signs_are_finite_for_any_size_and_values(size: tuple[int, int], channels: int) -> None:
+    for picture in (torch.zeros(2, channels, *size), 1e6 * torch.randn(2, channels, *size)):
+        signs = frame_signs(picture)
+        assert signs.shape == (2, 10)
+        assert bool(torch.isfinite(signs).all())
+        assert float(signs.abs().max()) < 20
+
+
+def test_a_rows_signs_do_not_depend_on_the_others() -> None:
+    pictures = torch.randn(4, 3, 16, 24)
+    together = frame_signs(pictures)
+    for row in range(4):
+        torch.testing.assert_close(frame_signs(pictures[row : row + 1])[0], together[row], rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def test_agreement_by_hand_with_sensors_missing() -> None:
+    maps = torch.randn(6, 5, 4, 6)
+    found = agreement(maps, (3, 5), SEGMENTS, FRAMES).numpy()
+    cut = maps[..., :3, :5].double().numpy()
+    unit = cut / np.linalg.norm(cut, axis=1, keepdims=True)
+    owner = {(0, 0): 0, (1, 0): 1, (2, 1): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}  # (frame, sensor): row
+    for (frame, sensor), row in owner.items():
+        others = [r for (f, s), r in owner.items() if f == frame and s != sensor]
+        cosines = [float((unit[row] * unit[r]).sum(axis=0).mean()) for r in others]
+        expected = (np.mean(cosines), max(cosines)) if cosines else (0.0, 0.0)
+        np.testing.assert_allclose(found[row], expected, atol=1e-6)
+    assert found[2].tolist() == [0.0, 0.0], "the third frame has depth alone"
+
+
+def test_the_one_that_lies_agrees_least() -> None:
+    truth = torch.randn(1, 8, 6, 6)
+    maps = torch.cat(
+        [truth + 0.2 * torch.randn_like(truth), torch.randn_like(truth), truth + 0.2 * torch.randn_like(truth)]
+    )
+    segments = tuple(Segment(m, i, i + 1) for i, m in enumerate(SENSORS))
+    found = agreement(maps, (6, 6), segments, [torch.tensor([0])] * 3)
+    assert int(found[:, 0].argmin()) == int(found[:, 1].argmin()) == 1
+
+
+# ---------------------------------------------------------------- the router
+
+
+def make(**options) -> Router:
+    router = Router(SENSORS, 5, **options)
+    with torch.no_grad():
+        for parameter in router.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.5)
+    return router
+
+
+def by_hand(router: Router, maps: np.ndarray, signs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Fused maps and shares of every frame, pixel by pixel."""
+    owner = {(0, 0): 0, (1, 0): 1, (2, 1): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}
+    fused, shares = np.zeros((3, *maps.shape[1:])), np.zeros((3, 3))
+    for frame in range(3):
+        rows = {s: r for (f, s), r in owner.items() if f == frame}
+        score, gate = {}, {}
+        for sensor, row in rows.items():
+            scorer, name = router.scorers[SENSORS[sensor]], SENSORS[sensor]
+            weight, bias = scorer.weight.detach().double().numpy()[0], scorer.bias.item()
+            own = maps[row] if router.per_pixel else maps[row].mean(axis=(1, 2), keepdims=True)
+            more, gate[sensor] = 0.0, 1.0
+            if len(router.reliability):
+                with torch.no_grad():
+                    delta, logit = router.reliability[name](signs[row : row + 1])
+                more, gate[sensor] = delta.item(), expit(logit.item())
+            score[sensor] = np.einsum("c,chw->hw", weight, own) + bias + more
+        routed = softmax(np.stack([score[s] for s in rows]), axis=0)
+        a = expit(router.mix.item())
+        for i, sensor in enumerate(rows):
+            share = a * routed[i] + (1 - a) * gate[sensor] / sum(gate.values())
+            fused[frame] += share * maps[rows[sensor]]
+            shares[frame, sensor] = np.mean(share)
+    return fused, shares
+
+
+@pytest.mark.parametrize("reliability", [False, True])
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_the_router_is_the_one_computed_by_hand(per_pixel: bool, reliability: bool) -> None:
+    router, maps, signs = (
+        make(per_pixel=per_pixel, reliability=reliability),
+        torch.randn(6, 5, 4, 6),
+        torch.randn(6, SIGNS),
+    )
+    fused, shares = router(maps, (4, 6), SEGMENTS, FRAMES, 3, signs)
+    expected, expected_shares = by_hand(router, maps.double().numpy(), signs)
+    np.testing.assert_allclose(fused.detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(shares.detach().numpy(), expected_shares, atol=1e-6)
+    assert torch.equal(fused[2], maps[2]), "a single sensor's map comes back exactly"
+    assert shares[2].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_shut_gate_takes_a_sensor_out_of_the_mean_too() -> None:
+    router = Router(SENSORS, 5, "mean", reliability=True)
+    with torch.no_grad():
+        router.reliability["rgb"].layers[2].bias[1] = -20.0
+    shares = router(torch.randn(6, 5, 4, 6), (4, 6), SEGMENTS, FRAMES, 3, torch.randn(6, SIGNS))[1]
+    assert shares[0, 0].item() < 1e-6
+    torch.testing.assert_close(shares[0, 1:], torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(3))
+
+
+def test_reliability_begins_by_telling_no_two_sensors_apart() -> None:
+    score, gate = Reliability()(torch.randn(7, SIGNS))
+    assert not score.any()
+    assert len(gate.unique()) == 1
+
+
+# ---------------------------------------------------------------- the model
+
+CHANNELS = {"rgb": 3, "lidar": 3, "thermal": 1, "cube": 5}
+
+
+@pytest.fixture(scope="module", params=["reliability", "pixel", "both"])
+def model(request: pytest.FixtureRequest) -> MLESAM:
+    chosen = {"reliability": request.param != "pixel", "router": "image" if request.param == "reliability" else "pixel"}
+    torch.manual_seed(3)
+    built = MLESAM(CHANNELS, 4, ModelConfig(rank=2, **chosen)).eval()
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            if "routers" in name or name.endswith(".b"):
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return built
+
+
+@torch.no_grad()
+def test_order_batching_and_what_is_absent_change_nothing(model: MLESAM) -> None:
+    sets = [("rgb", "thermal", "lidar", "cube"), ("thermal",), ("cube", "rgb"), ("lidar", "thermal")]
+    samples = [Sample({m: torch.randn(CHANNELS[m], 64, 96) for m in s}, id=str(i)) for i, s in enumerate(sets)]
+    together = model(Batch.stack(samples))
+    for row, sample in enumerate(samples):
+        alone = model(Batch.stack([sample]))
+        torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone.shares[0], together.shares[row], atol=1e-5, rtol=1e-5)
+        turned = model(Batch.stack([Sample(dict(reversed(sample.images.items())), id="x")]))
+        assert torch.equal(turned.logits, alone.logits)
+    torch.testing.assert_close(together.shares.sum(dim=2), torch.ones(4, 3))
+    assert not together.shares[1, :, [0, 1, 3]].any()
+    given = samples[0].images
+    features = model.encode(Batch.of({m: x[None] for m, x in given.items()}))
+    part = model.decode(features.select(("rgb", "cube"))).logits
+    torch.testing.assert_close(part, model({m: given[m][None] for m in ("rgb", "cube")}).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_sensor_added_later_leaves_the_others_results_as_they_are(model: MLESAM) -> None:
+    torch.manual_seed(3)
+    more = MLESAM({**CHANNELS, "depth": 1}, 4, model.config).eval()
+    old = model.state_dict()
+    more.load_state_dict(old, strict=False)
+    own = set(more.own_names("depth"))
+    assert own == set(more.state_dict()) - set(old)
+    given = {m: torch.randn(2, c, 64, 96) for m, c in CHANNELS.items()}
+    assert torch.equal(more(given).logits, model(given).logits)
+
+
+def test_every_part_of_the_router_is_trained() -> None:
+    torch.manual_seed(0)
+    model = MLESAM(CHANNELS, 4, ModelConfig(rank=2, router="pixel", reliability=True))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(2):  # what stands before a zero has its first gradient in the second step
+        optimizer.zero_grad()
+        model({m: torch.randn(2, c, 64, 64) for m, c in CHANNELS.items()}).logits.square().mean().backward()
+        optimizer.step()
+    silent = [n for n, p in model.named_parameters() if "routers" in n and (p.grad is None or not p.grad.any())]
+    assert not silent
