@@ -25,7 +25,7 @@ import torch
 
 from conditions import ROOT, conditions
 from mlesam.config import load_recipe
-from mlesam.evaluation.comparison import compare, dot_plot, markdown
+from mlesam.evaluation.comparison import compare, dot_plot
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import LOG
 from mlesam.training.ablation import plan, run_all, table
@@ -151,6 +151,27 @@ def cost(variants: dict[str, dict[str, str]], rounds: int) -> list[dict[str, Any
     ]  # fmt: skip
 
 
+def summary(result: dict[str, Any]) -> str:
+    """The table of docs/results.md: mIoU by method and sensors, and what a step costs."""
+    groups = list(dict.fromkeys(row["group"] for row in result["results"]))
+    found = {(row["group"], row["name"]): row for row in result["results"]}
+    lines = [f"| trained | {' | '.join(g.replace('+', ' + ') for g in groups)} | trainable | step | peak, MiB |"]
+    lines.append(f"|---|{'--:|' * (len(groups) + 3)}")
+    for cost in result["cost"]:
+        cells = []
+        for group in groups:
+            row = found.get((group, cost["name"]))
+            cells.append("" if row is None else f"{100 * row['miou']:.1f}")
+            if row is not None and row["difference"] is not None and group == groups[0]:
+                low, high = row["difference_interval"]
+                cells[-1] += f" ({100 * row['difference']:+.1f}: {100 * low:+.1f} to {100 * high:+.1f})"
+        trainable = found[groups[0], cost["name"]]["trainable"]
+        lines.append(
+            f"| {cost['name']} | {' | '.join(cells)} | {trainable:,} | {cost['ratio']:.2f} | {cost['peak_mib']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
@@ -187,9 +208,7 @@ def main() -> None:
     }  # fmt: skip
     replace_file(options.result, json.dumps(result, indent=2) + "\n")
     replace_file(options.plot, dot_plot(rows, "What experts are worth, and their rank (procedural world, nano)"))
-    say(markdown(rows, ("sensors", "method")))
-    for row in result["cost"]:
-        say(f"{row['name']:28} {row['seconds']:.3f} s, ratio {row['ratio']:.2f}, peak {row['peak_mib']:.0f} MiB")
+    say(summary(result))
 
 
 if __name__ == "__main__":
