@@ -44,7 +44,7 @@ class Foundation(nn.Module, ABC):
       An ``update`` that returns y changes no bit. Calls in several threads do not meet.
     - :attr:`depth` and :meth:`weight`: the blocks' linear projections, by the names in ``PROJECTIONS``.
     - ``no_memory``, ``no_mask``, ``position``: what the mask head adds to the stride-16 map, see below.
-    - every parameter frozen but those of ``added``, and the same results in training and in evaluation mode while it is.
+    - every parameter frozen but those of ``added``. While it is frozen it runs in evaluation mode, so ``added`` has no dropout.
 
     Beside it, its loader gives a mask decoder of ``width`` channels that the mask head starts from (:class:`Loaded`).
 
