@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foundation_contract import Contract, ModelContract
+from foundation_contract import Contract, FullContract, ModelContract
 from test_swin import save_swin
 
 
@@ -16,16 +16,18 @@ class TestTiny(ModelContract):
     family, name = "sam2", "tiny"
 
 
-class TestSmall(Contract):
+class TestSmall(FullContract):
     family, name = "sam2", "small"
 
 
 class TestBasePlus(Contract):
     family, name = "sam2", "base_plus"
+    shapes = ("square", "wide")
 
 
 class TestLarge(Contract):
     family, name = "sam2", "large"
+    shapes = ("wide",)
 
 
 class TestSwin(ModelContract):
@@ -37,7 +39,7 @@ class TestSwin(ModelContract):
         return str(save_swin(tmp_path_factory.mktemp("swin") / "swin"))
 
 
-class TestSwinWithAbsolutePositions(Contract):
+class TestSwinWithAbsolutePositions(FullContract):
     family = "swin"
 
     @pytest.fixture(scope="class")
