@@ -87,6 +87,27 @@ def test_the_trunk_is_that_of_transformers_bit_for_bit_at_any_size(tmp_path: Pat
             assert torch.equal(mine, other)
 
 
+@torch.no_grad()
+def test_experts_end_with_their_pass_even_where_it_fails(swin: Path) -> None:
+    foundation, images = load_foundation(str(swin)).foundation, torch.randn(1, 3, 64, 64)
+    assert isinstance(foundation, SwinFoundation)
+
+    def trunk() -> Tensor:
+        return foundation.trunk(images, always_partition=True).last_hidden_state
+
+    def broken(index: int, name: str, x: Tensor, y: Tensor) -> Tensor:
+        if name == "mlp_out":
+            raise KeyError(name)
+        return y + 1
+
+    before = trunk()
+    foundation(images, lambda index, name, x, y: y + 1)
+    assert torch.equal(trunk(), before)
+    with pytest.raises(KeyError):
+        foundation(images, broken)
+    assert torch.equal(trunk(), before)
+
+
 @pytest.mark.parametrize(
     "model_class", [SwinModel, SwinBackbone, SwinForImageClassification, SwinForMaskedImageModeling]
 )

@@ -33,7 +33,7 @@ _LAYERS = {
 }  # fmt: skip
 """Modules of a block by the names of our projections."""
 
-# Heads for other tasks, the norm behind the last stage, and a table that is computed from the window's size.
+# Heads for other tasks, and the norm behind the last stage.
 _IGNORED = ("classifier.", "decoder.", "hidden_states_norms.", "layernorm.", "embeddings.mask_token")
 
 _UPDATE: ContextVar[Update] = ContextVar("update", default=unchanged)
@@ -175,4 +175,5 @@ def unused(names: Iterable[str], trunk: SwinModel) -> set[str]:
 
 
 def _ignored(name: str) -> bool:
-    return name.removeprefix("swin.").startswith(_IGNORED) or name.endswith("relative_position_index")
+    computed = name.endswith("relative_position_index")  # in older files, from the window's size
+    return computed or name.removeprefix("swin.").startswith(_IGNORED)
