@@ -166,6 +166,7 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config.json": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
     "a broken config.json": (lambda f: (f / "config.json").write_text("{"), "is not valid JSON"),
     "another model": (lambda f: change_config(f, model_type="bert"), "describes a 'bert' model"),
+    "a list of models": (lambda f: change_config(f, model_type=["sam2"]), "describes a ['sam2'] model"),
     "a config that cannot be built": (
         lambda f: change_config(f, vision_config={"backbone_config": {"hidden_size": -1}}),
         "nano cannot be loaded as a SAM2 (",

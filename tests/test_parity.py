@@ -129,7 +129,7 @@ def nano() -> Sam2Model:
 
 def with_a_changed(name: str, sam2: Sam2Model) -> LoadedSam2:
     """A SAM2 and a foundation that is not quite made of it: one number, as a loader with a fault might make it."""
-    loaded = LoadedSam2(Sam2Foundation(copy.deepcopy(sam2), "changed"), sam2.mask_decoder, sam2)
+    loaded = LoadedSam2(Sam2Foundation(copy.deepcopy(sam2), "changed"), sam2.mask_decoder, False, sam2)
     if name:
         with torch.no_grad():
             tensor = loaded.foundation.state_dict()[name].flatten()

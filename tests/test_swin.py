@@ -208,7 +208,7 @@ def test_the_doctor_says_which_swin_it_is(swin: Path) -> None:
     assert check_foundation(str(swin)).facts == found.facts
 
 
-@pytest.mark.parametrize("name", [n for n in MISFITS if n != "NaN"])
+@pytest.mark.parametrize("name", MISFITS)
 def test_the_doctor_finds_what_loading_would_refuse(swin: Path, tmp_path: Path, name: str) -> None:
     change, config, _ = MISFITS[name]
     found = check_checkpoint(changed(swin, tmp_path / "swin", change, **config))
@@ -226,6 +226,13 @@ def test_commands_for_sam2_alone_say_so(swin: Path, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- a training
+
+
+def test_a_decoder_that_was_drawn_is_not_frozen(swin: Path) -> None:
+    with pytest.raises(
+        RequestError, match=r"mask_decoder is freeze, but .*swin brings no mask decoder; let it be trained"
+    ):
+        MLESAM({"rgb": 3}, 2, ModelConfig(foundation=str(swin), rank=2, mask_decoder="freeze"))
 
 
 def test_every_tensor_of_a_swin_that_is_trained_as_well_has_a_gradient(swin: Path) -> None:

@@ -156,7 +156,7 @@ def _check_folder(folder: Path, findings: WeightsFindings) -> None:
         return
     unused = dict.fromkeys(family.unused(shapes, model) | set(fit.unexpected), False)
     findings.facts += [
-        ("layout", _swin_layout(config) if what == "Swin" else _sam2_layout(config, shapes, findings)),
+        ("layout", _swin_layout(model.config) if what == "Swin" else _sam2_layout(config, shapes, findings)),
         ("tensors", f"{len(shapes)}: {len(shapes) - len(unused)} used, {len(unused)} ignored"),
     ]
     findings.groups = _groups(shapes, unused)
@@ -178,7 +178,7 @@ def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
         findings.fault("unreadable files", f"{folder / 'config.json'} is not valid JSON ({error}); download it again.")
         return None
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in MODEL_TYPES:
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         findings.fault(
             "foreign files", f"{folder / 'config.json'} describes a {kind!r} model, which is none of {known}."
@@ -192,9 +192,9 @@ def _sam2_layout(config: Mapping[str, Any], names: Mapping[str, object], finding
     return f"transformers, SAM {findings.version or '2.0 or 2.1 (an image model does not tell)'}, size {findings.size}"
 
 
-def _swin_layout(config: Mapping[str, Any]) -> str:
-    blocks = ", ".join(map(str, config["depths"]))
-    return f"transformers, Swin, width {config['embed_dim']}, blocks {blocks}, windows of {config['window_size']}"
+def _swin_layout(config: Any) -> str:
+    blocks = ", ".join(map(str, config.depths))
+    return f"transformers, Swin, width {config.embed_dim}, blocks {blocks}, windows of {config.window_size}"
 
 
 def _expected(size: str) -> dict[str, tuple[int, ...]]:

@@ -113,10 +113,15 @@ class Foundation(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A foundation in float32, and the decoder that the mask head starts from."""
+    """A foundation in float32, and the decoder that the mask head starts from.
+
+    Attributes:
+        decoder_is_drawn: it comes from the seed, so there is nothing in it worth freezing.
+    """
 
     foundation: Foundation
     decoder: Sam2MaskDecoder
+    decoder_is_drawn: bool
 
 
 def decoder_config(width: int) -> Sam2MaskDecoderConfig:

@@ -213,6 +213,10 @@ class MLESAM(nn.Module):
         self.mask_head = MaskHead(loaded.decoder, num_classes)
         self.pyramid_head = PyramidHead(width, config.pyramid_width or width, num_classes)
         if config.mask_decoder == "freeze":
+            if loaded.decoder_is_drawn:
+                raise RequestError(
+                    f"model.mask_decoder is freeze, but {self.foundation.source} brings no mask decoder; let it be trained."
+                )
             self.mask_head.freeze_decoder()
         if config.train == "all":
             self.foundation.requires_grad_(True)

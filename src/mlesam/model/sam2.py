@@ -207,7 +207,12 @@ class LoadedSam2(Loaded):
 
     @classmethod
     def of(cls, sam2: Sam2Model, source: str, commit: str | None = None) -> LoadedSam2:
-        return cls(foundation=Sam2Foundation(sam2, source, commit), decoder=sam2.mask_decoder, sam2=sam2)
+        return cls(
+            foundation=Sam2Foundation(sam2, source, commit),
+            decoder=sam2.mask_decoder,
+            decoder_is_drawn=False,
+            sam2=sam2,
+        )
 
 
 def load_meta_checkpoint(path: Path) -> Sam2Model:

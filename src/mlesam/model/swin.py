@@ -144,7 +144,7 @@ def load_folder(folder: Path, name: str, source: str, commit: str | None, seed: 
         foundation = SwinFoundation(trunk, source, commit)
         decoder = Sam2MaskDecoder(decoder_config(foundation.width))
     finite_or_raise(foundation.state_dict(), name)
-    return Loaded(foundation.eval(), decoder.eval())
+    return Loaded(foundation.eval(), decoder.eval(), decoder_is_drawn=True)
 
 
 def read(folder: Path, name: str, numbers: bool = True) -> tuple[SwinModel, Fit]:
