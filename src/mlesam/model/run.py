@@ -148,10 +148,11 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def save_weights(model: MLESAM, path: Path, metadata: dict[str, object]) -> None:
-    """Write what the training changed, and the hash of the foundation it belongs to."""
+    """Write what the training changed, and which foundation it belongs to: family and hash."""
     state = model.state_dict()
     tensors = {name: state[name] for name in model.saved_names}
-    save_tensors(path, tensors, {**metadata, "foundation_sha256": model.foundation_sha256})
+    foundation = {"foundation_sha256": model.foundation_sha256, "foundation_family": model.foundation.family}
+    save_tensors(path, tensors, {**metadata, **foundation})
 
 
 def load_weights(model: MLESAM, path: Path, prefix: str = "", any_foundation: bool = False) -> dict[str, object]:
