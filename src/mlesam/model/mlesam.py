@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mlesam.config import ModelConfig
 from mlesam.errors import RequestError, did_you_mean
-from mlesam.model.experts import Experts, Segment, unchanged
+from mlesam.model.experts import SHARED, Experts, Segment, unchanged
 from mlesam.model.foundation import LEVEL_STRIDES, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
 from mlesam.model.router import Router
@@ -192,10 +192,11 @@ class MLESAM(nn.Module):
         if num_classes < 2:
             raise RequestError(f"a model needs at least 2 classes, not {num_classes}.")
         for modality in sensors:
-            if not modality or "." in modality or hasattr(nn.ModuleDict(), modality) or hasattr(Experts, modality):
+            taken = hasattr(nn.ModuleDict(), modality) or hasattr(Experts, modality) or modality == SHARED
+            if not modality or "." in modality or taken:
                 raise RequestError(
-                    f"a sensor cannot be called {modality!r}: names have no dot and are no attribute of torch.nn.Module; "
-                    "rename it."
+                    f"a sensor cannot be called {modality!r}: names have no dot and are no attribute of torch.nn.Module, nor "
+                    "'all'; rename it."
                 )
         self.config = config
         self.modalities = canonical_order(sensors)

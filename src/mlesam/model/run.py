@@ -165,7 +165,7 @@ def load_weights(model: MLESAM, path: Path, prefix: str = "", any_foundation: bo
     state = model.state_dict()
     fit_or_raise(tensors, {name: tuple(state[name].shape) for name in model.saved_names}, str(path))
     if not any_foundation:
-        _same_foundation(model, metadata, path)
+        _same_foundation(model, metadata, path, "" if prefix else ", or say any_foundation (--any-foundation)")
     model.load_state_dict(tensors, strict=False)
     return metadata
 
@@ -182,12 +182,12 @@ def take_over(model: MLESAM, run: Run) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def _same_foundation(model: MLESAM, metadata: Mapping[str, object], what: Path) -> None:
+def _same_foundation(model: MLESAM, metadata: Mapping[str, object], what: Path, otherwise: str = "") -> None:
     recorded = metadata.get("foundation_sha256")
     if recorded != model.foundation_sha256 and model.config.train != "all":
         raise DataError(
             f"{what} was trained on another foundation than {model.foundation.source} (sha256 {str(recorded)[:12]}..., not "
-            f"{model.foundation_sha256[:12]}...); use the one it was trained with, or say any_foundation (--any-foundation)."
+            f"{model.foundation_sha256[:12]}...); use the one it was trained with{otherwise}."
         )
 
 
