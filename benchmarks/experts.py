@@ -35,13 +35,14 @@ RANKS = (4, 8, 16, 32, 48)
 RATES = ("5.0e-4", "1.0e-3", "2.0e-3", "4.0e-3", "8.0e-3")
 SEEDS = ("0", "1", "2")
 SENSORS = "[rgb, depth, lidar, thermal]"
+FROZEN, ONE, ALL = "frozen, no experts", "one LoRA for all, rank 16", "everything trained"
 METHODS: dict[str, dict[str, str]] = {
-    "frozen, no experts": {"model.rank": "0"},
-    "one LoRA for all, rank 16": {"model.experts": "shared", "model.rank": "16"},
+    FROZEN: {"model.rank": "0"},
+    ONE: {"model.experts": "shared", "model.rank": "16"},
     "a LoRA each, rank 16": {"model.rank": "16"},
-    "everything trained": {"model.rank": "0", "model.train": "all"},
+    ALL: {"model.rank": "0", "model.train": "all"},
 }
-FIRST = "a LoRA each, rank 16"
+BASE = "a LoRA each, rank 16"
 """What the others are compared with."""
 
 
@@ -71,12 +72,11 @@ def stop_on(failed: dict[Path, str]) -> None:
 
 
 def methods(rates: dict[str, dict[str, float]]) -> dict[str, dict[str, str]]:
-    """Every variant with its learning rate; all ranks have that of rank 16. The one to compare with comes first."""
+    """Every variant with its learning rate; all ranks have that of rank 16."""
     best = {name: max(own, key=own.__getitem__) for name, own in rates.items()}
     chosen = {name: {**changes, "training.lr": best[name]} for name, changes in METHODS.items()}
-    ranks = {f"a LoRA each, rank {r}": {**chosen[FIRST], "model.rank": str(r)} for r in RANKS}
-    names = [FIRST, "frozen, no experts", "one LoRA for all, rank 16", *ranks, "everything trained"]
-    return {name: (chosen | ranks)[name] for name in names}
+    ranks = {f"a LoRA each, rank {r}": {**chosen[BASE], "model.rank": str(r)} for r in RANKS}
+    return {**{n: c for n, c in chosen.items() if n not in (BASE, ALL)}, **ranks, ALL: chosen[ALL]}
 
 
 # ---------------------------------------------------------------- speed and memory of a step
@@ -138,7 +138,7 @@ def cost(variants: dict[str, dict[str, str]], rounds: int) -> list[dict[str, Any
     for name, changes in variants.items():
         with context.Pool(1) as pool:
             peaks[name] = pool.apply(memory, (changes,))
-    base = "frozen, no experts"
+    base = FROZEN
     return [
         {
             "name": name, "ratio": round(seconds[name] / seconds[base], 3), "baseline": base,
@@ -185,13 +185,17 @@ def main() -> None:
     say(f"val mIoU by learning rate: {rates}")
     variants = methods(rates)
     seeds = {seed: {"seed": seed} for seed in SEEDS}
-    alone = {name: changes for name, changes in variants.items() if "for all" not in name}  # one sensor: the same thing
+    alone = {name: changes for name, changes in variants.items() if name != ONE}  # one sensor: the same thing
     cells = []
     for names, chosen in (((SENSORS,), variants), (SENSORS.strip("[]").split(", "), alone)):
         sensors = {n.strip("[]").replace(", ", "+"): {"data.modalities": f"[{n.strip('[]')}]"} for n in names}
         cells += plan(RECIPE, overrides, {"sensors": sensors, "method": chosen, "seed": seeds}, options.runs)
     stop_on(run_all(cells, options.jobs, say))
-    rows = compare(table(cells))
+    trained = table(cells)
+    rows = compare(trained, BASE)
+    same_size = compare(
+        [row for row in trained if row.group == trained[0].group and row.name in (ONE, "a LoRA each, rank 4")]
+    )
     recipe = load_recipe(RECIPE, overrides)
     result = {
         "name": "experts", "command": "python benchmarks/experts.py", **conditions(), "seeds": [int(s) for s in SEEDS],
@@ -200,10 +204,11 @@ def main() -> None:
             "recipe": str(RECIPE.relative_to(ROOT)), "steps": recipe.training.steps, "batch": recipe.training.batch,
             "learning rate": {name: changes["training.lr"] for name, changes in variants.items()},
             "threads": rows[0]["threads"], "trainings at a time": options.jobs,
-            "interval": "95 %, bootstrap over frames and seeds; of differences (to the first of the group) paired by both",
+            "interval": "95 %, bootstrap over frames and seeds; of differences (to a LoRA each, rank 16) paired by both",
         },
         "val_miou_by_learning_rate": rates,
         "results": rows,
+        "at equal parameters": same_size,
         "cost": cost(variants, 15),
     }  # fmt: skip
     replace_file(options.result, json.dumps(result, indent=2) + "\n")
