@@ -25,7 +25,7 @@ import torch
 
 from conditions import ROOT, conditions
 from mlesam.config import load_recipe
-from mlesam.evaluation.comparison import compare, dot_plot, markdown
+from mlesam.evaluation.comparison import compare, dot_plot
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import LOG
 from mlesam.training.ablation import plan, run_all, table
@@ -35,13 +35,14 @@ RANKS = (4, 8, 16, 32, 48)
 RATES = ("5.0e-4", "1.0e-3", "2.0e-3", "4.0e-3", "8.0e-3")
 SEEDS = ("0", "1", "2")
 SENSORS = "[rgb, depth, lidar, thermal]"
+FROZEN, ONE, ALL = "frozen, no experts", "one LoRA for all, rank 16", "everything trained"
 METHODS: dict[str, dict[str, str]] = {
-    "frozen, no experts": {"model.rank": "0"},
-    "one LoRA for all, rank 16": {"model.experts": "shared", "model.rank": "16"},
+    FROZEN: {"model.rank": "0"},
+    ONE: {"model.experts": "shared", "model.rank": "16"},
     "a LoRA each, rank 16": {"model.rank": "16"},
-    "everything trained": {"model.rank": "0", "model.train": "all"},
+    ALL: {"model.rank": "0", "model.train": "all"},
 }
-FIRST = "a LoRA each, rank 16"
+BASE = "a LoRA each, rank 16"
 """What the others are compared with."""
 
 
@@ -71,12 +72,11 @@ def stop_on(failed: dict[Path, str]) -> None:
 
 
 def methods(rates: dict[str, dict[str, float]]) -> dict[str, dict[str, str]]:
-    """Every variant with its learning rate; all ranks have that of rank 16. The one to compare with comes first."""
+    """Every variant with its learning rate; all ranks have that of rank 16."""
     best = {name: max(own, key=own.__getitem__) for name, own in rates.items()}
     chosen = {name: {**changes, "training.lr": best[name]} for name, changes in METHODS.items()}
-    ranks = {f"a LoRA each, rank {r}": {**chosen[FIRST], "model.rank": str(r)} for r in RANKS}
-    names = [FIRST, "frozen, no experts", "one LoRA for all, rank 16", *ranks, "everything trained"]
-    return {name: (chosen | ranks)[name] for name in names}
+    ranks = {f"a LoRA each, rank {r}": {**chosen[BASE], "model.rank": str(r)} for r in RANKS}
+    return {**{n: c for n, c in chosen.items() if n not in (BASE, ALL)}, **ranks, ALL: chosen[ALL]}
 
 
 # ---------------------------------------------------------------- speed and memory of a step
@@ -138,7 +138,7 @@ def cost(variants: dict[str, dict[str, str]], rounds: int) -> list[dict[str, Any
     for name, changes in variants.items():
         with context.Pool(1) as pool:
             peaks[name] = pool.apply(memory, (changes,))
-    base = "frozen, no experts"
+    base = FROZEN
     return [
         {
             "name": name, "ratio": round(seconds[name] / seconds[base], 3), "baseline": base,
@@ -149,6 +149,27 @@ def cost(variants: dict[str, dict[str, str]], rounds: int) -> list[dict[str, Any
         }
         for name in variants
     ]  # fmt: skip
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The table of docs/results.md: mIoU by method and sensors, and what a step costs."""
+    groups = list(dict.fromkeys(row["group"] for row in result["results"]))
+    found = {(row["group"], row["name"]): row for row in result["results"]}
+    lines = [f"| trained | {' | '.join(g.replace('+', ' + ') for g in groups)} | trainable | step | peak, MiB |"]
+    lines.append(f"|---|{'--:|' * (len(groups) + 3)}")
+    for cost in result["cost"]:
+        cells = []
+        for group in groups:
+            row = found.get((group, cost["name"]))
+            cells.append("" if row is None else f"{100 * row['miou']:.1f}")
+            if row is not None and row["difference"] is not None and group == groups[0]:
+                low, high = row["difference_interval"]
+                cells[-1] += f" ({100 * row['difference']:+.1f}: {100 * low:+.1f} to {100 * high:+.1f})"
+        trainable = found[groups[0], cost["name"]]["trainable"]
+        lines.append(
+            f"| {cost['name']} | {' | '.join(cells)} | {trainable:,} | {cost['ratio']:.2f} | {cost['peak_mib']:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -164,13 +185,17 @@ def main() -> None:
     say(f"val mIoU by learning rate: {rates}")
     variants = methods(rates)
     seeds = {seed: {"seed": seed} for seed in SEEDS}
-    alone = {name: changes for name, changes in variants.items() if "for all" not in name}  # one sensor: the same thing
+    alone = {name: changes for name, changes in variants.items() if name != ONE}  # one sensor: the same thing
     cells = []
     for names, chosen in (((SENSORS,), variants), (SENSORS.strip("[]").split(", "), alone)):
         sensors = {n.strip("[]").replace(", ", "+"): {"data.modalities": f"[{n.strip('[]')}]"} for n in names}
         cells += plan(RECIPE, overrides, {"sensors": sensors, "method": chosen, "seed": seeds}, options.runs)
     stop_on(run_all(cells, options.jobs, say))
-    rows = compare(table(cells))
+    trained = table(cells)
+    rows = compare(trained, BASE)
+    same_size = compare(
+        [row for row in trained if row.group == trained[0].group and row.name in (ONE, "a LoRA each, rank 4")]
+    )
     recipe = load_recipe(RECIPE, overrides)
     result = {
         "name": "experts", "command": "python benchmarks/experts.py", **conditions(), "seeds": [int(s) for s in SEEDS],
@@ -179,17 +204,16 @@ def main() -> None:
             "recipe": str(RECIPE.relative_to(ROOT)), "steps": recipe.training.steps, "batch": recipe.training.batch,
             "learning rate": {name: changes["training.lr"] for name, changes in variants.items()},
             "threads": rows[0]["threads"], "trainings at a time": options.jobs,
-            "interval": "95 %, bootstrap over frames and seeds; of differences (to the first of the group) paired by both",
+            "interval": "95 %, bootstrap over frames and seeds; of differences (to a LoRA each, rank 16) paired by both",
         },
         "val_miou_by_learning_rate": rates,
         "results": rows,
+        "at equal parameters": same_size,
         "cost": cost(variants, 15),
     }  # fmt: skip
     replace_file(options.result, json.dumps(result, indent=2) + "\n")
     replace_file(options.plot, dot_plot(rows, "What experts are worth, and their rank (procedural world, nano)"))
-    say(markdown(rows, ("sensors", "method")))
-    for row in result["cost"]:
-        say(f"{row['name']:28} {row['seconds']:.3f} s, ratio {row['ratio']:.2f}, peak {row['peak_mib']:.0f} MiB")
+    say(summary(result))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from mlesam.demo import OPTIONS, demo_recipe
 from mlesam.evaluation.evaluate import evaluate
 from mlesam.evaluation.metrics import block_bootstrap, mean_iou, paired_bootstrap
 from mlesam.model.checkpoints import replace_file
-from mlesam.model.foundation import preset_config
 from mlesam.model.run import Run
+from mlesam.model.sam2 import preset_config
 from mlesam.training.pretrain import livelier_start, save
 from mlesam.world import WorldOptions, write_world
 from mlesam.world.render import HASH, VERSION

@@ -76,6 +76,8 @@ def test_a_grid_has_every_combination_and_a_folder_for_each_recipe(dataset: Path
     assert len({c.path for c in cells}) == len(cells) == 8
     again = plan(None, {**common, "name": "other"}, axes(["model.rank=2"], []), tmp_path / "runs")
     assert again[0].path == cells[4].path, "the name of a recipe is no part of it"
+    said = plan(None, {**common, "training.clip": "1.0"}, axes(["model.rank=2"], []), tmp_path / "runs")
+    assert said[0].path == cells[4].path, "a field at its default says nothing new"
     for file in dataset.glob("*/train/train0.png"):
         file.rename(file.with_name("new.png"))
     changed = plan(None, common, axes(["model.rank=2"], []), tmp_path / "runs")
@@ -139,6 +141,15 @@ def test_groups_have_their_own_first_row_and_other_frames_no_difference() -> Non
     assert found[3]["difference"] == 0.0
     other = compare([row("x", a), row("y", b, frames="bcdefghijklm"), row("z", a, b)])
     assert [r["difference"] for r in other] == [None, None, None], "frames or seeds differ"
+
+
+def test_another_row_than_the_first_can_be_the_one_compared_with() -> None:
+    rows = [row("x", matrices(0)), row("y", matrices(1)), row("z", matrices(2))]
+    found = compare(rows, "y")
+    assert [r["difference"] is None for r in found] == [False, True, False]
+    turned = compare([rows[1], rows[0], rows[2]])
+    assert [r["difference"] for r in (found[1], found[0], found[2])] == [r["difference"] for r in turned]
+    assert found[0]["difference_interval"] == turned[1]["difference_interval"]
 
 
 def test_the_table_and_the_plot_say_the_numbers_and_escape_the_names() -> None:

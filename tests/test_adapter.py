@@ -22,8 +22,9 @@ from mlesam.config import load_recipe
 from mlesam.errors import DataError, RequestError, WorkError
 from mlesam.evaluation.evaluate import evaluate, store
 from mlesam.inference.adapter import export_adapter, push
-from mlesam.model.foundation import NANO, load_foundation
+from mlesam.model.foundation import load_foundation
 from mlesam.model.run import Run
+from mlesam.model.sam2 import NANO
 from mlesam.training.loop import train
 
 
@@ -69,7 +70,9 @@ def test_it_holds_nothing_of_the_foundation_and_no_path_of_the_machine(run: Run,
     text = (adapter / "config.json").read_text() + (adapter / "README.md").read_text()
     assert str(run.path.parent) not in text
     config = json.loads((adapter / "config.json").read_text())
-    assert config["foundation"] == {"name": "nano", "sha256": load_foundation("nano").foundation.sha256}
+    assert config["foundation"] == {
+        "name": "nano", "family": "sam2", "sha256": load_foundation("nano").foundation.sha256,
+    }  # fmt: skip
 
 
 def test_the_card_has_what_the_hub_reads_and_the_stored_results(run: Run, adapter: Path) -> None:

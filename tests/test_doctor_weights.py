@@ -21,7 +21,7 @@ from conftest import write_dataset
 from mlesam.checks.run import check_run
 from mlesam.checks.weights import WeightsFindings, check_checkpoint, check_foundation
 from mlesam.config import Recipe, build, dump_recipe, load_recipe
-from mlesam.model.foundation import preset_config
+from mlesam.model.sam2 import preset_config
 from mlesam.training.loop import train
 
 State = dict[str, Tensor]
@@ -166,9 +166,10 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config.json": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
     "a broken config.json": (lambda f: (f / "config.json").write_text("{"), "is not valid JSON"),
     "another model": (lambda f: change_config(f, model_type="bert"), "describes a 'bert' model"),
+    "a list of models": (lambda f: change_config(f, model_type=["sam2"]), "describes a ['sam2'] model"),
     "a config that cannot be built": (
         lambda f: change_config(f, vision_config={"backbone_config": {"hidden_size": -1}}),
-        "is no SAM2 that transformers can load",
+        "nano cannot be loaded as a SAM2 (",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no .safetensors file"),
     "cut-off weights": (lambda f: os.truncate(f / "model.safetensors", 9000), "model.safetensors cannot be read"),

@@ -11,7 +11,8 @@ from transformers import Sam2Model
 from mlesam import MLESAM, ModelConfig
 from mlesam.errors import RequestError
 from mlesam.model.experts import Expert, Experts, LowRank, Segment, scale, targets
-from mlesam.model.foundation import PROJECTIONS, Foundation, preset_config
+from mlesam.model.foundation import PROJECTIONS
+from mlesam.model.sam2 import Sam2Foundation, preset_config
 from mlesam.sample import Batch
 
 
@@ -22,7 +23,7 @@ def _seed() -> None:
 
 def projections(preset: str) -> list[dict[str, tuple[int, int]]]:
     with torch.device("meta"):
-        return Foundation(Sam2Model(preset_config(preset)), preset).projections
+        return Sam2Foundation(Sam2Model(preset_config(preset)), preset).projections
 
 
 def random_experts(widths: list[dict[str, tuple[int, int]]], *modalities: str, **config) -> Experts:

@@ -13,7 +13,8 @@ from transformers import Sam2Model
 from mlesam.config import ModelConfig
 from mlesam.errors import RequestError
 from mlesam.model.experts import Expert, Experts, Segment
-from mlesam.model.foundation import NANO, Foundation, load_foundation, preset_config
+from mlesam.model.foundation import Foundation, load_foundation
+from mlesam.model.sam2 import NANO, Sam2Foundation, preset_config
 from mlesam.training.pretrain import PointPrompted, held_out
 
 SIZES = {"square": (64, 64), "wide": (64, 160), "tall": (192, 96), "smallest": (32, 32)}
@@ -64,7 +65,7 @@ def nano() -> Sam2Model:
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
 def test_fresh_experts_leave_the_trunk_bit_for_bit_as_it_was(sam2: Sam2Model, size: tuple[int, int]) -> None:
-    foundation = Foundation(sam2, "random")
+    foundation = Sam2Foundation(sam2, "random")
     images = torch.randn(3, 3, *size)
     experts = experts_for(foundation, "rgb", "depth", fresh=True)
     ours = foundation.stages(images, experts.on((Segment("rgb", 0, 2), Segment("depth", 2, 3))))
@@ -78,7 +79,7 @@ def test_fresh_experts_leave_the_trunk_bit_for_bit_as_it_was(sam2: Sam2Model, si
 @pytest.mark.parametrize("preset", ["small", "base_plus", "large"])
 def test_zero_start_holds_for_the_large_presets_with_every_target(preset: str) -> None:
     model = random_sam2(preset)
-    foundation = Foundation(model, "random")
+    foundation = Sam2Foundation(model, "random")
     experts = experts_for(foundation, "rgb", "depth", fresh=True, rank=1, targets=("q", "k", "v", "proj", "mlp"))
     images = torch.randn(2, 3, 64, 32)
     ours = foundation.stages(images, experts.on((Segment("rgb", 0, 1), Segment("depth", 1, 2))))
@@ -89,7 +90,7 @@ def test_zero_start_holds_for_the_large_presets_with_every_target(preset: str) -
 @pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
 def test_the_pyramid_is_that_of_transformers(sam2: Sam2Model, size: tuple[int, int]) -> None:
     images = torch.randn(2, 3, *size)
-    ours = Foundation(sam2, "random")(images)
+    ours = Sam2Foundation(sam2, "random")(images)
     theirs = sam2.vision_encoder(images).fpn_hidden_states
     assert [tuple(m.shape[-2:]) for m in ours] == [(size[0] // s, size[1] // s) for s in (4, 8, 16)]
     for mine, other in zip(ours, theirs, strict=True):
@@ -124,7 +125,7 @@ def merged(sam2: Sam2Model, expert: Expert) -> nn.Module:
 def test_an_expert_acts_like_merged_weights_and_only_on_its_own_rows(
     sam2: Sam2Model, targets: tuple[str, ...], experts: str
 ) -> None:
-    foundation = Foundation(sam2, "random")
+    foundation = Sam2Foundation(sam2, "random")
     own = experts_for(foundation, "rgb", "depth", targets=targets, experts=experts)
     assert set(own) == ({"all"} if experts == "shared" else {"rgb", "depth"})
     images = torch.randn(3, 3, 96, 160)
@@ -138,7 +139,7 @@ def test_an_expert_acts_like_merged_weights_and_only_on_its_own_rows(
 
 
 def test_a_sensor_without_a_trained_expert_is_untouched_by_its_neighbours(nano: Sam2Model) -> None:
-    foundation = Foundation(nano, "random")
+    foundation = Sam2Foundation(nano, "random")
     experts = experts_for(foundation, "rgb", "depth")
     for name, parameter in experts.named_parameters():
         if name.startswith("rgb.") and name.endswith(".b"):
@@ -209,7 +210,7 @@ def test_nano_comes_pre_trained_and_is_the_same_whatever_the_seed() -> None:
 
 @pytest.mark.parametrize("name", ["trunk.blocks.5.attn.qkv.weight", "neck.convs.0.bias", "no_mask", "position"])
 def test_the_hash_of_a_foundation_notices_a_single_changed_number(nano: Sam2Model, name: str) -> None:
-    foundation = Foundation(nano, "random")
+    foundation = Sam2Foundation(nano, "random")
     before = foundation.sha256
     tensor = foundation.state_dict()[name].flatten()
     kept = tensor[0].clone()

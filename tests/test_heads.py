@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Sam2Model
 
-from mlesam.model.foundation import Foundation
 from mlesam.model.heads import MaskHead, PyramidHead, fourier_position
+from mlesam.model.sam2 import Sam2Foundation
 from test_foundation import random_sam2
 
 
@@ -38,7 +38,7 @@ def fused_maps(width: int, batch: int = 2, coarse: tuple[int, int] = (3, 5)) -> 
 @pytest.mark.parametrize("coarse", [(4, 4), (3, 5), (6, 2)])
 def test_the_mask_head_is_sam2s_decoder_without_a_prompt(sam2: Sam2Model, coarse: tuple[int, int]) -> None:
     decoder, width = sam2.mask_decoder, sam2.hidden_dim
-    head, foundation = MaskHead(decoder, 4), Foundation(sam2, "random")
+    head, foundation = MaskHead(decoder, 4), Sam2Foundation(sam2, "random")
     with torch.no_grad():
         head.mask_tokens.weight.copy_(decoder.mask_tokens.weight)  # without the noise that tells copies apart
     fine, middle, low = fused_maps(width, coarse=coarse)
@@ -67,7 +67,7 @@ def test_the_mask_head_is_sam2s_decoder_without_a_prompt(sam2: Sam2Model, coarse
 
 @pytest.mark.parametrize("added", ["no_memory", "no_mask"])
 def test_both_embeddings_for_nothing_are_added_to_the_coarse_map(nano: Sam2Model, added: str) -> None:
-    head, foundation = MaskHead(nano.mask_decoder, 3), Foundation(nano, "random")
+    head, foundation = MaskHead(nano.mask_decoder, 3), Sam2Foundation(nano, "random")
     fused = fused_maps(foundation.width)
     with torch.no_grad():
         before = head(fused, foundation)
@@ -79,7 +79,7 @@ def test_both_embeddings_for_nothing_are_added_to_the_coarse_map(nano: Sam2Model
 def test_there_is_exactly_one_mask_token_per_class_and_no_head_for_iou_or_object_score(
     nano: Sam2Model, classes: int
 ) -> None:
-    head, foundation = MaskHead(nano.mask_decoder, classes), Foundation(nano, "random")
+    head, foundation = MaskHead(nano.mask_decoder, classes), Sam2Foundation(nano, "random")
     assert head.mask_tokens.weight.shape == (classes, foundation.width)
     assert len(head.hypernetworks) == classes
     assert not [n for n, _ in head.named_parameters() if "iou_prediction" in n or "pred_obj" in n or "prompt" in n]
@@ -93,7 +93,7 @@ def test_there_is_exactly_one_mask_token_per_class_and_no_head_for_iou_or_object
 
 @pytest.mark.parametrize("chosen", range(5))
 def test_every_class_depends_on_its_own_token_and_its_own_mlp(nano: Sam2Model, chosen: int) -> None:
-    head, foundation = MaskHead(nano.mask_decoder, 5), Foundation(nano, "random")
+    head, foundation = MaskHead(nano.mask_decoder, 5), Sam2Foundation(nano, "random")
     fused = fused_maps(foundation.width)
     with torch.no_grad():
         before = head(fused, foundation)
@@ -172,7 +172,7 @@ def test_the_pyramid_head_equals_concatenating_the_levels_and_projecting_once() 
 
 
 def test_no_frame_of_a_batch_depends_on_another(nano: Sam2Model) -> None:
-    foundation = Foundation(nano, "random")
+    foundation = Sam2Foundation(nano, "random")
     fused = fused_maps(foundation.width, batch=3)
     mask, pyramid = MaskHead(nano.mask_decoder, 3), PyramidHead(foundation.width, 16, 3)
     with torch.no_grad():

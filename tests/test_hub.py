@@ -17,9 +17,10 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from conftest import write_dataset
 from mlesam.config import ModelConfig, Recipe, build
 from mlesam.errors import DataError
-from mlesam.model.foundation import Foundation, load_foundation
+from mlesam.model.foundation import load_foundation
 from mlesam.model.hub import cached_folder, fetch_folder, is_hub_id
 from mlesam.model.mlesam import MLESAM
+from mlesam.model.sam2 import Sam2Foundation
 from mlesam.training.loop import train
 from test_foundation import random_sam2
 
@@ -53,7 +54,7 @@ def test_cached_weights_come_in_without_a_network(cache: Path, capfd: pytest.Cap
     store(cache, NEW, seed=1, refs=("main",))
     capfd.readouterr()
     foundation = load_foundation(NAME).foundation
-    assert foundation.sha256 == Foundation(random_sam2("nano", 1), "").sha256
+    assert foundation.sha256 == Sam2Foundation(random_sam2("nano", 1), "").sha256
     assert foundation.source == NAME
     assert foundation.commit == NEW
     assert capfd.readouterr().err == ""
@@ -64,7 +65,7 @@ def test_a_pinned_revision_is_taken_and_not_main(cache: Path, revision: str) -> 
     store(cache, NEW, seed=1, refs=("main",))
     store(cache, OLD, seed=2, refs=("v1",))
     model = MLESAM({"rgb": 3}, 2, ModelConfig(NAME, revision, rank=2))
-    assert model.foundation_sha256 == Foundation(random_sam2("nano", 2), "").sha256
+    assert model.foundation_sha256 == Sam2Foundation(random_sam2("nano", 2), "").sha256
     assert model.foundation.source == f"{NAME}@{revision}"
     assert model.foundation.commit == OLD
 
@@ -102,7 +103,7 @@ def test_the_record_of_a_run_names_the_foundation_its_commit_and_its_hash(cache:
         "name": NAME,
         "revision": OLD,
         "source": f"{NAME}@v1",
-        "sha256": Foundation(random_sam2("nano", 2), "").sha256,
+        "sha256": Sam2Foundation(random_sam2("nano", 2), "").sha256,
     }
     assert run.recipe.model.train == "experts"
 

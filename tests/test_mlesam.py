@@ -244,7 +244,7 @@ def test_a_frame_without_any_of_this_models_sensors_is_named(foundation: str) ->
         build(foundation)(batch)
 
 
-@pytest.mark.parametrize("name", ["left.rgb", "", "float", "type", "keys"])
+@pytest.mark.parametrize("name", ["left.rgb", "", "float", "type", "keys", "all"])
 def test_a_sensor_name_that_torch_cannot_hold_is_refused(name: str) -> None:
     with pytest.raises(RequestError, match=f"a sensor cannot be called {name!r}.*rename it"):
         MLESAM({"rgb": 3, name: 1}, 2)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Sam2Config, Sam2Model
 
-import mlesam.model.foundation
+import mlesam.model.sam2
 from mlesam.checks import parity
 from mlesam.checks.parity import TOLERANCE, check_parity, compare, preprocess, scores
 from mlesam.checks.weights import check_checkpoint
@@ -25,8 +25,9 @@ from mlesam.cli import main
 from mlesam.doctor import doctor
 from mlesam.errors import DataError, RequestError
 from mlesam.model import checkpoints
-from mlesam.model.foundation import NANO, Foundation, Loaded, load_foundation, preset_config
+from mlesam.model.foundation import load_foundation
 from mlesam.model.heads import MaskHead
+from mlesam.model.sam2 import NANO, LoadedSam2, Sam2Foundation, preset_config
 from test_weights import hub_name, hub_names, random_state
 
 SIZES = ((64, 64), (64, 128), (128, 64))
@@ -126,9 +127,9 @@ def nano() -> Sam2Model:
     return Sam2Model.from_pretrained(NANO, dtype=torch.float32).eval()
 
 
-def with_a_changed(name: str, sam2: Sam2Model) -> Loaded:
+def with_a_changed(name: str, sam2: Sam2Model) -> LoadedSam2:
     """A SAM2 and a foundation that is not quite made of it: one number, as a loader with a fault might make it."""
-    loaded = Loaded(sam2, Foundation(copy.deepcopy(sam2), "changed"))
+    loaded = LoadedSam2(Sam2Foundation(copy.deepcopy(sam2), "changed"), sam2.mask_decoder, False, sam2)
     if name:
         with torch.no_grad():
             tensor = loaded.foundation.state_dict()[name].flatten()
@@ -296,7 +297,7 @@ def test_a_loader_that_mixes_tensors_up_misses_the_published_scores(
     expected = plain_scores(of_transformers(shared, state, small_input(preset_config("tiny"))), picture)
     assert all(0.05 < score < 0.95 for score in expected)
     publish(monkeypatch, tiny=expected)
-    monkeypatch.setattr(mlesam.model.foundation, "preset_config", lambda size: small_input(preset_config(size)))
+    monkeypatch.setattr(mlesam.model.sam2, "preset_config", lambda size: small_input(preset_config(size)))
     if mixed_up:
         rename = checkpoints.rename
         norm = "vision_encoder.backbone.blocks.3.layer_norm1"

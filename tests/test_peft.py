@@ -15,8 +15,8 @@ from transformers.models.sam2.modeling_sam2 import Sam2VisionModel
 from mlesam import MLESAM, ModelConfig
 from mlesam.errors import DataError, RequestError
 from mlesam.model.experts import Segment
-from mlesam.model.foundation import NANO, preset_config
 from mlesam.model.peft import load_peft, save_peft
+from mlesam.model.sam2 import NANO, preset_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers
 EVERYWHERE = ("q", "k", "v", "proj", "mlp")

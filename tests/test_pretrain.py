@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Sam2Model
 
-from mlesam.model.foundation import preset_config
+from mlesam.model.sam2 import preset_config
 from mlesam.training.pretrain import (
     CROP,
     HELD_OUT,

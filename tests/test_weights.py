@@ -31,9 +31,10 @@ from mlesam.model.checkpoints import (
     replace_file,
     save_tensors,
 )
-from mlesam.model.foundation import Foundation, load_foundation, load_meta_checkpoint, preset_config
+from mlesam.model.foundation import load_foundation
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import load_weights, save_weights
+from mlesam.model.sam2 import Sam2Foundation, load_meta_checkpoint, preset_config
 from test_foundation import random_sam2
 
 BLOCK = re.compile(r"\.blocks\.\d+\.")
@@ -354,7 +355,7 @@ def test_a_transformers_folder_comes_in_equal_and_without_noise(folder: Path, ca
     loaded = load_foundation(str(folder))
     assert capfd.readouterr().err == ""
     sam2 = random_sam2("nano", seed=9)
-    expected, ours = Foundation(sam2, "").state_dict(), loaded.foundation.state_dict()
+    expected, ours = Sam2Foundation(sam2, "").state_dict(), loaded.foundation.state_dict()
     assert set(ours) == set(expected)
     assert all(torch.equal(ours[n], expected[n]) for n in expected)
     decoder = sam2.mask_decoder.state_dict()
@@ -459,7 +460,9 @@ def test_a_folder_whose_configuration_is_of_another_size_is_refused(folder: Path
 def test_a_folder_of_another_model_is_refused_by_its_name(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "sam")
     (copy / "config.json").write_text(json.dumps({"model_type": "sam"}))
-    with pytest.raises(DataError, match=r"is a 'sam' model by its config.json; a SAM2 is one of sam2, sam2_video"):
+    with pytest.raises(
+        DataError, match=r"is a 'sam' model by its config.json; a foundation is one of sam2, sam2_video, swin"
+    ):
         load_foundation(str(copy))
 
 
@@ -517,7 +520,12 @@ def test_what_a_training_changed_goes_out_and_comes_back(tmp_path: Path, train: 
         assert not torch.equal(other(images).logits, model(images).logits)
         metadata = load_weights(other, tmp_path / "model.safetensors")
         assert torch.equal(other(images).logits, model(images).logits)
-    assert metadata == {"step": 7, "miou": None, "foundation_sha256": model.foundation_sha256}
+    assert metadata == {
+        "step": 7,
+        "miou": None,
+        "foundation_sha256": model.foundation_sha256,
+        "foundation_family": "sam2",
+    }
     assert all(torch.equal(v, model.state_dict()[n]) for n, v in other.state_dict().items())
 
 

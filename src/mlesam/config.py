@@ -66,11 +66,11 @@ class ModelConfig:
 
     foundation: str = "nano"
     """``nano`` (small, pre-trained, comes with the package), a preset with random weights (nano-random, tiny, small,
-    base_plus, large), a Hub id, a ``transformers`` folder or a Meta ``.pt``."""
+    base_plus, large), a Hub id or ``transformers`` folder of a SAM2 or a Swin, or a Meta ``.pt``."""
     revision: str | None = None
     """Revision of the Hub repository."""
     train: Literal["auto", "experts", "all"] = "auto"
-    """``experts`` keeps trunk and neck frozen (the method). ``all`` trains them as well. ``auto``: ``experts``, but a
+    """``experts`` keeps the foundation's weights frozen (the method). ``all`` trains them as well. ``auto``: ``experts``, but a
     training whose foundation starts from random weights trains all, since there is nothing in it worth keeping."""
     mask_decoder: Literal["train", "freeze"] = "train"
     """Whether SAM2's mask decoder is trained; its class tokens and their MLPs always are."""

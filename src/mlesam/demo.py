@@ -25,6 +25,12 @@ def demo_recipe(overrides: dict[str, str]) -> Recipe:
         return load_recipe(path, overrides)
 
 
+def _recipe_file() -> Path:
+    """The packaged recipe, as a path that can be typed from here."""
+    path = Path(__file__).with_name("demo.yaml")
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def demo(out: Path, overrides: dict[str, str], console: Console, counting: Counter) -> None:
     """Render a world, train on it, test every subset of the sensors and write a report.
 
@@ -63,7 +69,7 @@ def demo(out: Path, overrides: dict[str, str], console: Console, counting: Count
         "LoRA expert each; a router learns whom to trust, and two heads draw the class map. In every step some sensors are "
         "left out of a second pass, so that one model serves every subset."
     ))  # fmt: skip
-    command(f"mlesam train {Path('src/mlesam/demo.yaml')} --data folder:{world} --out {run_folder}")
+    command(f"mlesam train {_recipe_file()} --data folder:{world} --out {run_folder}")
     from mlesam.training.loop import train  # torch only now: rendering is done by forked processes
     from mlesam.training.progress import Progress
 

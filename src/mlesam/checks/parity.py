@@ -27,8 +27,9 @@ import mlesam
 from mlesam.checks.findings import Findings
 from mlesam.checks.weights import WeightsFindings
 from mlesam.errors import RequestError
-from mlesam.model.foundation import Loaded, load_foundation
+from mlesam.model.foundation import FAMILIES, load_foundation
 from mlesam.model.heads import MaskHead, fourier_position
+from mlesam.model.sam2 import LoadedSam2
 from mlesam.sensors.files import read_array
 
 SIZES = ((64, 64), (256, 256), (128, 320), (320, 128))
@@ -87,11 +88,17 @@ def check_parity(name: str, weights: WeightsFindings, image: Path | None, say: S
         image: the picture at ``PICTURE``. say: called with (what, value) as soon as something is known.
 
     Raises:
-        DataError: weights or a picture that cannot be read. RequestError: a picture that the point is not in.
+        DataError: weights or a picture that cannot be read. RequestError: a picture that the point is not in, or
+            no SAM2.
     """
     findings = ParityFindings()
     picture = None if image is None else _picture(image)  # before the work, so that a wrong one is refused at once
     loaded = load_foundation(name)
+    if not isinstance(loaded, LoadedSam2):
+        raise RequestError(
+            f"--parity compares this package's own loop over a SAM2 with transformers, and {name} is a "
+            f"{FAMILIES[loaded.foundation.family]}, which transformers itself computes; give a SAM2."
+        )
     foundation = loaded.foundation
     versions = {
         "mlesam": mlesam.__version__,
@@ -145,7 +152,7 @@ def check_parity(name: str, weights: WeightsFindings, image: Path | None, say: S
 
 
 @torch.no_grad()
-def compare(loaded: Loaded, sizes: Sequence[tuple[int, int]]) -> Iterator[Comparison]:
+def compare(loaded: LoadedSam2, sizes: Sequence[tuple[int, int]]) -> Iterator[Comparison]:
     """Trunk, neck and mask decoder on two random pictures of each size, all parts on identical inputs."""
     sam2, foundation = loaded.sam2, loaded.foundation
     decoder = sam2.mask_decoder
@@ -167,7 +174,7 @@ def compare(loaded: Loaded, sizes: Sequence[tuple[int, int]]) -> Iterator[Compar
             yield Comparison(part, height, width, *worst)
 
 
-def _masks(loaded: Loaded, maps: list[Tensor]) -> Tensor:
+def _masks(loaded: LoadedSam2, maps: list[Tensor]) -> Tensor:
     """Logits (B, 4, H / 4, W / 4) of all mask tokens of ``Sam2MaskDecoder`` without a prompt."""
     sam2, decoder = loaded.sam2, loaded.sam2.mask_decoder
     fine, middle, coarse = maps
@@ -196,7 +203,7 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def scores(loaded: Loaded, picture: np.ndarray) -> tuple[list[float], list[float]]:
+def scores(loaded: LoadedSam2, picture: np.ndarray) -> tuple[list[float], list[float]]:
     """Predicted IoUs of the three masks for the point in a picture (H, W, 3) of 8 bits.
 
     Returns:
@@ -247,7 +254,7 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def _check_scores(
-    loaded: Loaded, weights: WeightsFindings, picture: np.ndarray, findings: Findings, say: Say
+    loaded: LoadedSam2, weights: WeightsFindings, picture: np.ndarray, findings: Findings, say: Say
 ) -> dict[str, Any]:
     say(
         "picture",

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
 from mlesam.checks.findings import Findings, counted
 from mlesam.checks.weights import WeightsFindings
 from mlesam.errors import MlesamError
-from mlesam.model.checkpoints import load_tensors
+from mlesam.model.checkpoints import load_tensors, not_finite
 from mlesam.model.hub import cached_folder, is_hub_id
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights
@@ -79,9 +77,8 @@ def _check_weights(model: MLESAM, path: Path, prefix: str, findings: Findings) -
     except MlesamError as error:
         findings.fault("weights that do not fit", str(error))
         return
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            findings.fault("tensors that are not finite", f"{path}: {name} holds NaN or infinity.")
+    for name in not_finite(tensors):
+        findings.fault("tensors that are not finite", f"{path}: {name} holds NaN or infinity.")
 
 
 def _metadata(path: Path, name: str, findings: Findings) -> dict[str, object] | None:

@@ -1,4 +1,5 @@
-"""Checks of SAM2 weights by names, shapes and checksums. No model is built, so that the large one is checked as fast."""
+"""Checks of a foundation's weights by names, shapes and checksums. Nothing is computed with them, so that a large one is
+checked as fast."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from mlesam.checks.findings import Findings
 from mlesam.config import PRESETS, RANDOM_PRESETS
-from mlesam.errors import DataError, did_you_mean
-from mlesam.model.checkpoints import file_sha256, load_pickle, read_meta_checkpoint, rename
-from mlesam.model.foundation import MODEL_TYPES, NANO, missing_names, preset_config
+from mlesam.errors import DataError, MlesamError, did_you_mean
+from mlesam.model import sam2, swin
+from mlesam.model.checkpoints import file_sha256, load_pickle, not_finite, read_meta_checkpoint, rename
+from mlesam.model.foundation import MODEL_TYPES
 from mlesam.model.hub import cached_folder, is_hub_id
+from mlesam.model.sam2 import NANO, preset_config
 
 _VIDEO = "occlusion_spatial_embedding_parameter"  # what SAM 2.1 has and SAM 2.0 has not, in the names of `transformers`
 
@@ -145,26 +148,24 @@ def _check_folder(folder: Path, findings: WeightsFindings) -> None:
             findings.fault("unreadable files", f"{file} cannot be read ({error}); download it again.")
     if config is None or not shapes or findings.found_faults:
         return
+    family, what = (swin, "Swin") if MODEL_TYPES[config["model_type"]] == "swin" else (sam2, "SAM2")
     try:
-        expected, report = _load_on_meta(folder)
-    except Exception as error:  # `transformers` raises many kinds of errors on configurations it cannot build
-        reason = " ".join(str(error).split())[:300]
-        findings.fault("foreign files", f"{folder} is no SAM2 that transformers can load ({reason}).")
+        model, fit = family.read(folder, str(folder), numbers=False)
+    except MlesamError as error:
+        findings.fault("foreign files", str(error))
         return
-    findings.size, findings.version = _size(config), _version(shapes)
-    told = findings.version or "2.0 or 2.1 (an image model does not tell)"
-    unused = {name: False for name in shapes if name not in expected}
+    unused = dict.fromkeys(family.unused(shapes, model) | set(fit.unexpected), False)
     findings.facts += [
-        ("layout", f"transformers, SAM {told}, size {findings.size}"),
+        ("layout", _swin_layout(model.config) if what == "Swin" else _sam2_layout(config, shapes, findings)),
         ("tensors", f"{len(shapes)}: {len(shapes) - len(unused)} used, {len(unused)} ignored"),
     ]
     findings.groups = _groups(shapes, unused)
-    for name in sorted(missing_names(report)):
+    for name in fit.missing:
         findings.fault("missing tensors", f"{name} is missing.")
-    for name, found, wanted in sorted(report["mismatched_keys"]):
-        findings.fault("tensors of another shape", f"{name} has the shape {tuple(found)}, not {tuple(wanted)}.")
-    for name in sorted(report["unexpected_keys"]):
-        findings.fault("unknown tensors", f"{name} belongs to no SAM2; use the original folder.")
+    for name, found, wanted in fit.misshapen:
+        findings.fault("tensors of another shape", f"{name} has the shape {found}, not {wanted}.")
+    for name in fit.unexpected:
+        findings.fault("unknown tensors", f"{name} belongs to no {what}; use the original folder.")
 
 
 def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
@@ -177,36 +178,23 @@ def _config(folder: Path, findings: Findings) -> dict[str, Any] | None:
         findings.fault("unreadable files", f"{folder / 'config.json'} is not valid JSON ({error}); download it again.")
         return None
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in MODEL_TYPES:
-        known = " or ".join(MODEL_TYPES)
-        findings.fault("foreign files", f"{folder / 'config.json'} describes a {kind!r} model, not {known}.")
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        findings.fault(
+            "foreign files", f"{folder / 'config.json'} describes a {kind!r} model, which is none of {known}."
+        )
         return None
     return config
 
 
-def _load_on_meta(folder: Path) -> tuple[set[str], dict[str, Any]]:
-    """The names a ``Sam2Model`` needs, and what ``transformers`` says about loading them, without reading numbers."""
-    from transformers import Sam2Model
-    from transformers.utils import logging
+def _sam2_layout(config: Mapping[str, Any], names: Mapping[str, object], findings: WeightsFindings) -> str:
+    findings.size, findings.version = _size(config), _version(names)
+    return f"transformers, SAM {findings.version or '2.0 or 2.1 (an image model does not tell)'}, size {findings.size}"
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = Sam2Model.from_pretrained(
-            str(folder),
-            device_map="meta",
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # so that all of them are reported
-            local_files_only=True,
-        )
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-    model, report = loaded
-    return set(model.state_dict()), report
+
+def _swin_layout(config: Any) -> str:
+    blocks = ", ".join(map(str, config.depths))
+    return f"transformers, Swin, width {config.embed_dim}, blocks {blocks}, windows of {config.window_size}"
 
 
 def _expected(size: str) -> dict[str, tuple[int, ...]]:
@@ -238,7 +226,7 @@ def _groups(names: Mapping[str, object], used: Mapping[str, bool]) -> list[Group
     counts: Counter[tuple[str, bool]] = Counter()
     for name in names:
         parts = name.split(".")
-        depth = 2 if parts[0] in ("image_encoder", "vision_encoder") else 1
+        depth = 2 if parts[0] in ("image_encoder", "vision_encoder", "swin") else 1
         counts[".".join(parts[:depth]), used.get(name, True)] += 1
     return [Group(name, n, kept) for (name, kept), n in sorted(counts.items(), key=lambda c: (not c[0][1], c[0][0]))]
 
@@ -249,9 +237,8 @@ def _number_types(state: Mapping[str, Tensor]) -> str:
 
 
 def _check_finite(state: Mapping[str, Tensor], findings: Findings) -> None:
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            findings.fault("tensors that are not finite", f"{name} holds NaN or infinity; download the file again.")
+    for name in not_finite(state):
+        findings.fault("tensors that are not finite", f"{name} holds NaN or infinity; download the file again.")
 
 
 def _file_facts(path: Path, findings: WeightsFindings) -> None:

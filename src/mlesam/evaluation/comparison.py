@@ -31,16 +31,20 @@ class Row:
     facts: Mapping[str, Any]
 
 
-def compare(rows: Sequence[Row], seed: int = 0) -> list[dict[str, Any]]:
-    """Means and 95 % intervals of each row's mIoU, and of its difference to the first row of its group.
+def compare(rows: Sequence[Row], base: str | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """Means and 95 % intervals of each row's mIoU, and of its difference to one row of its group: the one called ``base``, or the
+    first.
 
     The bootstrap draws frames and, where there are several, seeds anew, with replacement; two rows of a difference get the
     same draws, so what one frame or one seed does to both of them cancels. A difference is null where frames or seeds differ.
     """
     found = []
-    first: dict[str, Row] = {}
+    bases: dict[str, Row] = {}
     for row in rows:
-        base = first.setdefault(row.group, row)
+        if base in (None, row.name):
+            bases.setdefault(row.group, row)
+    for row in rows:
+        against = bases.get(row.group, row)
         draws = _draws(row, seed)
         scores = {s: float(mean_iou(c.sum(axis=0))) for s, c in row.confusions.items()}
         mean = float(np.mean(list(scores.values())))
@@ -48,11 +52,11 @@ def compare(rows: Sequence[Row], seed: int = 0) -> list[dict[str, Any]]:
             "group": row.group, "name": row.name, "seeds": len(scores), "miou": round(mean, 4), "interval": _interval(draws),
             "by_seed": {s: round(v, 4) for s, v in scores.items()}, "difference": None, "difference_interval": None,
         }  # fmt: skip
-        if row is not base and row.frames == base.frames and list(row.confusions) == list(base.confusions):
-            other = float(np.mean([mean_iou(c.sum(axis=0)) for c in base.confusions.values()]))
+        if row is not against and row.frames == against.frames and list(row.confusions) == list(against.confusions):
+            other = float(np.mean([mean_iou(c.sum(axis=0)) for c in against.confusions.values()]))
             entry |= {
                 "difference": round(mean - other, 4),
-                "difference_interval": _interval(draws - _draws(base, seed)),
+                "difference_interval": _interval(draws - _draws(against, seed)),
             }
         found.append({**entry, **row.facts})
     return found

@@ -47,8 +47,9 @@ def comparison(rows: Sequence[Mapping[str, Any]], heads: tuple[str, str], consol
     groups = len({row["group"] for row in rows}) > 1
     for head in (*([heads[0]] if groups else []), heads[1]):
         view.add_column(escape(head), overflow="fold")
-    for head in ("mIoU", "to the first", "trainable", "s per step"):
-        view.add_column(head, justify="right")
+    wide = console.width >= 100  # names come first
+    for head in ("mIoU", "to the first", *(("trainable", "s per step") if wide else ())):
+        view.add_column(head, justify="right", no_wrap=True)
     last = None
     for row in rows:
         if last not in (None, row["group"]):
@@ -61,8 +62,7 @@ def comparison(rows: Sequence[Mapping[str, Any]], heads: tuple[str, str], consol
             escape(row["name"]),
             f"{_percent(row['miou'])} [{_percent(row['interval'][0])}, {_percent(row['interval'][1])}]",
             "" if gain is None else f"{100 * gain:+.1f} [{100 * reach[0]:+.1f}, {100 * reach[1]:+.1f}]",
-            f"{row['trainable']:,}",
-            f"{row['step_seconds']:.3f}",
+            *((f"{row['trainable']:,}", f"{row['step_seconds']:.3f}") if wide else ()),
         )
     console.print(view)
 

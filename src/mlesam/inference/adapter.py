@@ -1,7 +1,8 @@
 """Adapters: what a training added to its foundation, as a directory or Hub repository to share.
 
-``adapter.safetensors`` holds experts, stems, routers and heads; ``config.json`` what is needed to use them, and which
-foundation they belong to, by its hash; ``README.md`` is the model card. Nothing of the foundation is in it.
+``adapter.safetensors`` holds experts, stems, routers and heads, and what the foundation's own weights did not bring;
+``config.json`` what is needed to use them, and which foundation they belong to, by its hash; ``README.md`` is the model card.
+Nothing of the foundation's weights is in it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mlesam.config import DataConfig, Recipe, TrainingConfig, plain
 from mlesam.errors import RequestError, WorkError, did_you_mean, refuse_occupied
 from mlesam.evaluation.facts import stored_metrics
 from mlesam.model.checkpoints import load_tensors, replace_file, save_tensors
+from mlesam.model.foundation import FAMILIES
 from mlesam.model.hub import is_hub_id
 from mlesam.model.mlesam import belongs_to
 from mlesam.model.run import ADAPTER, CARD, CONFIG, FORMAT, Run
@@ -55,10 +57,11 @@ def export_adapter(run: Run, out: Path, without: Collection[str] = ()) -> Path:
     tensors = {n: t for n, t in tensors.items() if not any(belongs_to(n, m) for m in without)}
     recipe = _recipe(run, kept)
     metrics = stored_metrics(run)
+    family = str(metadata.get("foundation_family", "sam2"))  # older runs do not say, and had no other
     config = {
         "format": FORMAT,
         "mlesam": mlesam.__version__,
-        "foundation": {"name": recipe.model.foundation, "sha256": metadata["foundation_sha256"]},
+        "foundation": {"name": recipe.model.foundation, "family": family, "sha256": metadata["foundation_sha256"]},
         "training": {"step": metadata.get("step"), "val_miou": metadata.get("miou")},
         "recipe": plain(recipe),
     }
@@ -119,16 +122,16 @@ def push(folder: Path, name: str, private: bool = False) -> str:
 
 def card(run: Run, recipe: Recipe, config: dict[str, Any], metrics: dict[str, Any] | None, parameters: int) -> str:
     """The model card, with the metadata block that the Hub reads."""
-    model, classes = recipe.model, recipe.data.classes or ()
+    model, classes, foundation = recipe.model, recipe.data.classes or (), config["foundation"]
     sensors = {m: spec for m, spec in run.sensors.items() if m in recipe.data.sensors}
     head = ["---", "library_name: mlesam", "pipeline_tag: image-segmentation"]
-    head += ["tags: [semantic-segmentation, multi-sensor, sam2, lora]"]
+    head += [f"tags: [semantic-segmentation, multi-sensor, {foundation['family']}, lora]"]
     if is_hub_id(model.foundation):
         head += [f"base_model: {model.foundation}", "base_model_relation: adapter"]
     title = f"# {recipe.name}: semantic segmentation from {_listed(sensors)}"
     what = (
-        f"An adapter of {parameters:,} parameters for the Segment Anything Model 2 `{model.foundation}` (sha256 "
-        f"`{config['foundation']['sha256']}`), made with mlesam {mlesam.__version__}. Any subset of the sensors may be given."
+        f"An adapter of {parameters:,} parameters for the {FAMILIES[foundation['family']]} `{model.foundation}` (sha256 "
+        f"`{foundation['sha256']}`), made with mlesam {mlesam.__version__}. Any subset of the sensors may be given."
     )
     example = ", ".join(f'"{m}": "{m}.png"' for m in sensors)
     use = (

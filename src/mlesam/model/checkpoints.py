@@ -158,9 +158,14 @@ def refuse_misfit(
         raise DataError(f"{what} does not fit {model} ({'; '.join(faults)}); {mend}.")
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors with NaN or infinity in them: one such weight makes every result NaN."""
+    return [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+
+
 def finite_or_raise(tensors: Mapping[str, Tensor], what: str) -> None:
-    """DataError where a number is NaN or infinite: one such weight makes every result NaN."""
-    bad = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    """DataError where a number is NaN or infinite."""
+    bad = not_finite(tensors)
     if bad:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         raise DataError(f"{what} holds NaN or infinity in {bad[0]}{more}; it is damaged, use the original weights.")

@@ -1,353 +1,173 @@
-"""The frozen SAM2: presets, checkpoints, and the loop over the trunk's blocks.
+"""What a foundation must give, and which ones there are.
 
-The modules and their names are those of ``transformers`` (``Sam2Model``). The loop is ours, so that all present sensors
-go through as one stacked pass and each expert acts on its own rows.
+A foundation is a pre-trained image model whose weights stay as they are: a trunk that mixes tokens through named linear
+projections, to which experts add, and a feature pyramid. ``sam2.py`` and ``swin.py`` fill the contract in;
+``tests/test_foundation_contract.py`` holds every foundation to it.
 
-Shape letters: R rows (one per frame and sensor), H W pixels or tokens, C channels, N windows.
+Shape letters: R rows (one per frame and sensor), H W pixels, C channels.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
-import sys
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Sam2Config, Sam2Model
-from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2VisionConfig
-from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2MaskDecoder, Sam2VisionNeck
+from transformers.models.sam2.configuration_sam2 import Sam2MaskDecoderConfig
+from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
 from mlesam.config import PRESETS, RANDOM_PRESETS
 from mlesam.errors import DataError, RequestError, did_you_mean
-from mlesam.model.checkpoints import finite_or_raise, fit_or_raise, read_meta_checkpoint, refuse_misfit
 from mlesam.model.experts import Update, unchanged
+from mlesam.model.folder import model_type
 from mlesam.model.hub import fetch_folder, is_hub_id
 
-STRIDE = 32
-"""Input sides must be multiples of this: the positional embedding is tiled in 8x8 windows at stride 4."""
 LEVEL_STRIDES = (4, 8, 16)
 PROJECTIONS = ("q", "k", "v", "proj", "mlp_in", "mlp_out")
-
-NANO = Path(__file__).resolve().parents[1] / "weights" / "nano"
-"""The pre-trained nano foundation, a ``transformers`` folder. Its card says how it was made."""
-
-# width, blocks, heads, windows, global blocks, positional background, neck width (SAM2's model definitions; nano is ours:
-# windows that divide its maps at 256 pixels, and one block with global attention, without which SAM2's code fails).
-_SIZES: dict[str, tuple[int, list[int], list[int], list[int], list[int], list[int], int]] = {
-    "nano": (48, [1, 2, 3, 1], [1, 2, 4, 8], [8, 8, 8, 4], [5], [7, 7], 128),
-    "tiny": (96, [1, 2, 7, 2], [1, 2, 4, 8], [8, 4, 14, 7], [5, 7, 9], [7, 7], 256),
-    "small": (96, [1, 2, 11, 2], [1, 2, 4, 8], [8, 4, 14, 7], [7, 10, 13], [7, 7], 256),
-    "base_plus": (112, [2, 3, 16, 3], [2, 4, 8, 16], [8, 4, 14, 7], [12, 16, 20], [14, 14], 256),
-    "large": (144, [2, 6, 36, 4], [2, 4, 8, 16], [8, 4, 16, 8], [23, 33, 43], [7, 7], 256),
-}
+FAMILIES = {"sam2": "Segment Anything Model 2", "swin": "Swin Transformer"}
+"""What the foundations of each family are called."""
+MODEL_TYPES = {"sam2": "sam2", "sam2_video": "sam2", "swin": "swin"}
+"""The family of each model type that a ``config.json`` may name. No other code can be named there."""
 
 
-def preset_config(name: str) -> Sam2Config:
-    """The ``transformers`` configuration of a preset."""
-    width, blocks, heads, windows, global_blocks, background, neck = _SIZES[name.removesuffix("-random")]
-    widths = [width * 2**i for i in range(4)]
-    trunk = Sam2HieraDetConfig(
-        hidden_size=width,
-        num_attention_heads=heads[0],
-        blocks_per_stage=blocks,
-        embed_dim_per_stage=widths,
-        num_attention_heads_per_stage=heads,
-        window_size_per_stage=windows,
-        global_attention_blocks=global_blocks,
-        window_positional_embedding_background_size=background,
-    )
-    vision = Sam2VisionConfig(backbone_config=trunk, backbone_channel_list=widths[::-1], fpn_hidden_size=neck)
-    # `transformers` builds the prompt encoder's point table at the neck's width, and the decoder likewise.
-    decoder = Sam2MaskDecoderConfig(hidden_size=neck, mlp_dim=8 * neck, iou_head_hidden_dim=neck)
-    return Sam2Config(vision_config=vision, mask_decoder_config=decoder, prompt_encoder_config={"hidden_size": neck})
+class Foundation(nn.Module, ABC):
+    """The contract. A family's class gives:
 
+    - :meth:`forward`: three maps of ``width`` channels at strides 4, 8 and 16. No row depends on another. ``update`` is
+      called once after each named projection of each block, with x and y whose first dimension is a whole multiple of the
+      rows, in the order of the rows (a row may have become windows side by side); what it returns takes the place of y.
+      An ``update`` that returns y changes no bit. Calls in several threads do not meet.
+    - :attr:`depth` and :meth:`weight`: the blocks' linear projections, by the names in ``PROJECTIONS``.
+    - ``no_memory``, ``no_mask``, ``position``: what the mask head adds to the stride-16 map, see below.
+    - every parameter frozen but those of ``added``. While it is frozen it runs in evaluation mode, so ``added`` has no dropout.
 
-class Foundation(nn.Module):
-    """SAM2's trunk and neck, with what the mask head starts from.
+    Beside it, its loader gives a mask decoder of ``width`` channels that the mask head starts from (:class:`Loaded`).
 
     Attributes:
-        trunk, neck: ``transformers`` modules, called block by block through :meth:`forward`.
+        family: key of ``FAMILIES``. stride: sides of the images must be multiples of it.
+        width: C of the maps.
+        added: first parts of the names of tensors that the weights do not bring, such as a neck drawn at random. They are
+            trained and saved with the adapter. SAM2 brings everything.
         no_memory, no_mask: (1, C, 1, 1), added to the stride-16 map before mask decoding.
         position: (2, C / 2), random Fourier matrix of the decoder's positional encoding.
         source: where the weights came from. commit: the Hub's commit, where they came from there.
-        sha256: hash of trunk, neck and the three tensors above as float32, the same for every form of a checkpoint.
     """
 
-    trunk: Sam2HieraDetModel
-    neck: Sam2VisionNeck
+    family: ClassVar[str]
+    stride: ClassVar[int]
+    added: ClassVar[tuple[str, ...]] = ()
     no_memory: Tensor
     no_mask: Tensor
     position: Tensor
 
-    def __init__(self, sam2: Sam2Model, source: str, commit: str | None = None) -> None:
+    def __init__(self, source: str, commit: str | None, width: int) -> None:
         super().__init__()
-        self.trunk = sam2.vision_encoder.backbone
-        self.neck = sam2.vision_encoder.neck
-        width = sam2.no_memory_embedding.numel()
-        self.register_buffer("no_memory", sam2.no_memory_embedding.detach().reshape(1, width, 1, 1).clone())
-        self.register_buffer(
-            "no_mask", sam2.prompt_encoder.no_mask_embed.weight.detach().reshape(1, width, 1, 1).clone()
-        )
-        self.register_buffer("position", sam2.shared_image_embedding.positional_embedding.detach().clone())
-        self.source = source
-        self.commit = commit
-        self.width = width
-        self.requires_grad_(False)
+        self.source, self.commit, self.width = source, commit, width
 
-    @property
-    def projections(self) -> list[dict[str, tuple[int, int]]]:
-        """Widths of each block's linear projections, see :data:`mlesam.model.experts.Projections`."""
-        shapes = ({name: self.weight(i, name).shape for name in PROJECTIONS} for i in range(len(self.trunk.blocks)))
-        return [{name: (inputs, outputs) for name, (outputs, inputs) in block.items()} for block in shapes]
-
-    def weight(self, index: int, name: str) -> Tensor:
-        """(outputs, inputs), a projection's weight or its part of a fused one; writing into it changes the trunk."""
-        block: Any = self.trunk.blocks[index]
-        if name in "qkv":
-            return block.attn.qkv.weight.chunk(3)["qkv".index(name)]
-        layer = {"proj": block.attn.proj, "mlp_in": block.mlp.proj_in, "mlp_out": block.mlp.proj_out}[name]
-        return layer.weight
-
-    @property
-    def sha256(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-        return digest.hexdigest()
-
+    @abstractmethod
     def forward(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
         """Run trunk and neck on stacked rows.
 
         Args:
-            images_RCHW: (R, 3, H, W), sides multiples of 32, rows of one sensor side by side.
-            update: called after each projection that an expert may add to; without it the frozen foundation runs alone.
+            images_RCHW: (R, 3, H, W), sides multiples of ``stride``, rows of one sensor side by side.
+            update: called after each projection that an expert may add to; without it the foundation runs alone.
 
         Returns:
             Maps (R, C, H / s, W / s) for the strides 4, 8 and 16.
         """
-        return self.pyramid(self.stages(images_RCHW, update))
 
-    def stages(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
-        """The trunk's four stage outputs, (R, H, W, C) at strides 4, 8, 16 and 32."""
-        x_RHWC = self.trunk.patch_embed(images_RCHW)
-        x_RHWC = x_RHWC + self.trunk._get_pos_embed((x_RHWC.shape[1], x_RHWC.shape[2]))
-        ends = set(self.trunk.stage_ends)
-        outputs = []
-        for index, block in enumerate(self.trunk.blocks):
-            x_RHWC = run_block(block, x_RHWC, index, update)
-            if index in ends:
-                outputs.append(x_RHWC)
-        return outputs
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Number of blocks."""
 
-    def pyramid(self, stages: list[Tensor]) -> list[Tensor]:
-        """SAM2's feature pyramid: laterals everywhere, and the stride-32 map added top-down where the config says so.
+    @abstractmethod
+    def weight(self, index: int, name: str) -> Tensor:
+        """(outputs, inputs), a projection's weight or its part of a fused one; writing into it changes the trunk."""
 
-        The 1x1 convolutions run as matrix products on channels-last maps, which is what the trunk delivers.
-        """
-        maps: list[Tensor] = []
-        above: Tensor | None = None
-        last = len(stages) - 1
-        for level in range(last, -1, -1):
-            conv: Any = self.neck.convs[last - level]
-            lateral = F.linear(stages[level], conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
-            if above is not None and level in (self.neck.fpn_top_down_levels or ()):
-                lateral = lateral + F.interpolate(above.float(), scale_factor=2.0, mode="nearest").to(lateral.dtype)
-            above = lateral
-            maps.append(lateral)
-        return maps[:0:-1]  # strides 4, 8, 16; the stride-32 map has done its work
+    @property
+    def projections(self) -> list[dict[str, tuple[int, int]]]:
+        """Widths of each block's linear projections, see :data:`mlesam.model.experts.Projections`."""
+        shapes = ({name: self.weight(i, name).shape for name in PROJECTIONS} for i in range(self.depth))
+        return [{name: (inputs, outputs) for name, (outputs, inputs) in block.items()} for block in shapes]
 
+    def adds(self, name: str) -> bool:
+        """Whether a tensor of the state dict belongs to what is ``added``."""
+        return name.split(".")[0] in self.added
 
-def run_block(block: Any, x_RHWC: Tensor, index: int, update: Update) -> Tensor:
-    """One block of Hiera (``Sam2MultiScaleBlock``) with the experts' share added to query and value."""
-    shortcut = x_RHWC
-    x = block.layer_norm1(x_RHWC)
-    if block.dim != block.dim_out:
-        shortcut = _pool(block.proj(x), block.query_stride)
-    height, width = x.shape[1:3]
-    window = block.window_size
-    if window:
-        x = _partition(x, window)
-    x = _attend(block.attn, x, index, update)
-    if block.query_stride:
-        window //= block.query_stride[0]
-        height, width = shortcut.shape[1:3]
-    if window:
-        x = _unpartition(x, window, height, width)
-    x = shortcut + x
-    return x + _mlp(block.mlp, block.layer_norm2(x), index, update)
-
-
-def _mlp(mlp: Any, x: Tensor, index: int, update: Update) -> Tensor:
-    hidden = mlp.activation(update(index, "mlp_in", x, mlp.proj_in(x)))
-    return update(index, "mlp_out", hidden, mlp.proj_out(hidden))
-
-
-def _attend(attention: Any, x_NHWC: Tensor, index: int, update: Update) -> Tensor:
-    count = x_NHWC.shape[0]
-    heads = attention.num_attention_heads
-    parts = zip("qkv", attention.qkv(x_NHWC).chunk(3, dim=-1), strict=True)
-    query, key, value = (update(index, name, x_NHWC, y) for name, y in parts)
-    if attention.query_stride:
-        query = _pool(query, attention.query_stride)
-    out_height, out_width = query.shape[1:3]
-
-    def split(t: Tensor) -> Tensor:
-        return t.reshape(count, -1, heads, t.shape[-1] // heads).transpose(1, 2)
-
-    out = F.scaled_dot_product_attention(split(query), split(key), split(value), scale=attention.scale)
-    out = out.transpose(1, 2).reshape(count, out_height, out_width, -1)
-    return update(index, "proj", out, attention.proj(out))
-
-
-def _pool(x_NHWC: Tensor, stride: Any) -> Tensor:
-    pooled = F.max_pool2d(x_NHWC.permute(0, 3, 1, 2), kernel_size=tuple(stride), stride=tuple(stride))
-    return pooled.permute(0, 2, 3, 1)
-
-
-def _partition(x_RHWC: Tensor, window: int) -> Tensor:
-    """(R, H, W, C) to (R * windows, window, window, C), padded with zeros to whole windows."""
-    rows, height, width, channels = x_RHWC.shape
-    x = F.pad(x_RHWC, (0, 0, 0, -width % window, 0, -height % window))
-    down, across = x.shape[1] // window, x.shape[2] // window
-    x = x.view(rows, down, window, across, window, channels).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, window, window, channels)
-
-
-def _unpartition(x_NHWC: Tensor, window: int, height: int, width: int) -> Tensor:
-    down, across = math.ceil(height / window), math.ceil(width / window)
-    x = x_NHWC.view(-1, down, across, window, window, x_NHWC.shape[-1]).permute(0, 1, 3, 2, 4, 5)
-    x = x.reshape(x.shape[0], down * window, across * window, -1)
-    return x[:, :height, :width]
-
-
-# ---------------------------------------------------------------- building and loading
-
-MODEL_TYPES = ("sam2", "sam2_video")
-"""What ``config.json`` may call a SAM2."""
-
-# One matrix under two names: before version 5, `transformers` tied the second to the first and stored one of them.
-_POSITIONS = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
+    @property
+    def sha256(self) -> str:
+        """Hash of the weights it was made of, as float32: the same for every form of a checkpoint, without ``added``."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            if not self.adds(name):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A SAM2 in float32 and, sharing its weights, the foundation made of it.
+    """A foundation in float32, and the decoder that the mask head starts from.
 
-    The mask head starts from ``decoder``; the prompt encoder in ``sam2`` serves checks alone.
+    Attributes:
+        decoder_is_drawn: it comes from the seed, so there is nothing in it worth freezing.
     """
 
-    sam2: Sam2Model
     foundation: Foundation
+    decoder: Sam2MaskDecoder
+    decoder_is_drawn: bool
 
-    @property
-    def decoder(self) -> Sam2MaskDecoder:
-        return self.sam2.mask_decoder
+
+def decoder_config(width: int) -> Sam2MaskDecoderConfig:
+    """A mask decoder for maps of ``width`` channels, in SAM2's proportions."""
+    sizes = {"hidden_size": width, "mlp_dim": 8 * width, "iou_head_hidden_dim": width}
+    return Sam2MaskDecoderConfig(**sizes, attn_implementation="sdpa")  # type: ignore[call-arg]
 
 
 def load_foundation(name: str, revision: str | None = None, seed: int = 0) -> Loaded:
-    """Build or load a SAM2.
+    """Build or load a foundation.
 
     Args:
         name: ``nano``, another preset (random weights drawn from ``seed``), a Hub id such as ``facebook/sam2.1-hiera-tiny``, a
             ``transformers`` folder, or one of Meta's ``.pt`` files.
         revision: branch, tag or commit of the Hub repository.
+        seed: draws what the weights do not bring.
 
     Raises:
         RequestError: a name that is none of these. DataError: weights that are damaged, incomplete or another model's.
     """
-    commit = None
+    from mlesam.model import sam2, swin  # they build on this file
+
     if name in RANDOM_PRESETS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            sam2 = Sam2Model(preset_config(name)).eval()
-        return Loaded(sam2, Foundation(sam2, f"{name} (random weights, seed {seed})"))
+            drawn = sam2.Sam2Model(sam2.preset_config(name)).eval()
+        return sam2.LoadedSam2.of(drawn, f"{name} (random weights, seed {seed})")
     if name == "nano":
-        sam2, source = load_folder(NANO, name), "nano (pre-trained)"
-    elif name.endswith((".pt", ".pth")):
-        sam2, source = load_meta_checkpoint(Path(name)), os.path.basename(name)
-    elif Path(name).is_dir():
-        sam2, source = load_folder(Path(name), name), name
+        return sam2.LoadedSam2.of(sam2.load_folder(sam2.NANO, name), "nano (pre-trained)")
+    if name.endswith((".pt", ".pth")):
+        return sam2.LoadedSam2.of(sam2.load_meta_checkpoint(Path(name)), os.path.basename(name))
+    commit = None
+    if Path(name).is_dir():
+        folder, source = Path(name), name
     elif is_hub_id(name):
         folder = fetch_folder(name, revision)
-        commit = folder.name
-        sam2, source = load_folder(folder, name), name if revision is None else f"{name}@{revision}"
+        commit, source = folder.name, name if revision is None else f"{name}@{revision}"
     else:
         raise RequestError(
             f"model.foundation {name!r} is no preset, Hub id (owner/name), transformers folder or .pt file"
             f"{did_you_mean(name, PRESETS)}"
         )
-    finite_or_raise(sam2.state_dict(), name)
-    sam2 = sam2.eval()
-    return Loaded(sam2, Foundation(sam2, source, commit))
-
-
-def load_meta_checkpoint(path: Path) -> Sam2Model:
-    """One of Meta's ``.pt`` files; every tensor in it is used or ignored by name. DataError where one is not."""
-    layout = read_meta_checkpoint(path)
-    with torch.device("meta"):  # no time for random numbers that the checkpoint replaces
-        sam2 = Sam2Model(preset_config(layout.size))
-    expected = {name: tuple(tensor.shape) for name, tensor in sam2.state_dict().items()}
-    fit_or_raise(layout.tensors, expected, str(path), f"SAM2 {layout.size}", "use the original file")
-    sam2.load_state_dict(layout.tensors, assign=True)
-    return sam2
-
-
-def load_folder(folder: Path, name: str) -> Sam2Model:
-    """A ``transformers`` folder with ``config.json`` and safetensors, of an image or a video model.
-
-    Raises:
-        DataError: a folder that is no SAM2, or whose tensors do not fit its configuration. Video weights are ignored.
-    """
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # its warning about video weights would read like a fault
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if kind not in MODEL_TYPES:
-            known = ", ".join(MODEL_TYPES)
-            raise DataError(f"{name} is a {kind!r} model by its config.json; a SAM2 is one of {known}.")
-        loaded: Any = Sam2Model.from_pretrained(
-            folder,
-            output_loading_info=True,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # so that the report names them
-            dtype=torch.float32,
-        )
-    except DataError:
-        raise
-    except Exception as error:  # broken files and impossible configurations come in many types
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"the SAM2 weights {name!r} cannot be loaded ({reason}); give a folder with whole config.json and model.safetensors."
-        ) from error
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-    sam2, report = loaded
-    for absent, given in (_POSITIONS, _POSITIONS[::-1]):
-        if absent in report["missing_keys"]:
-            sam2.get_buffer(absent).copy_(sam2.get_buffer(given))
-    missing, unexpected = missing_names(report), report["unexpected_keys"]
-    misshapen = [str(mismatch[0]) for mismatch in report["mismatched_keys"]]
-    refuse_misfit(missing, unexpected, misshapen, name, "the SAM2 of its config.json", "use the original folder")
-    return sam2
-
-
-def missing_names(report: Mapping[str, Any]) -> set[str]:
-    """What a folder lacks by the report of ``transformers``; one of the two names of the positional matrix will do."""
-    missing = set(report["missing_keys"])
-    return missing if missing.issuperset(_POSITIONS) else missing.difference(_POSITIONS)
+    kind = model_type(folder, name)
+    if kind not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        raise DataError(f"{name} is a {kind!r} model by its config.json; a foundation is one of {known}.")
+    if MODEL_TYPES[kind] == "swin":
+        return swin.load_folder(folder, name, source, commit, seed)
+    return sam2.LoadedSam2.of(sam2.load_folder(folder, name), source, commit)

@@ -92,7 +92,7 @@ def fetch_folder(name: str, revision: str | None = None) -> Path:
             enable_progress_bars()
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise DataError(
-            f"{name} came without config.json or without safetensors weights; name a SAM2 in the layout of transformers, such as "
-            "facebook/sam2.1-hiera-tiny, and let the download end."
+            f"{name} came without config.json or without safetensors weights; name a SAM2 or Swin in the layout of "
+            "transformers, such as facebook/sam2.1-hiera-tiny, and let the download end."
         )
     return folder

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mlesam.config import ModelConfig
 from mlesam.errors import RequestError, did_you_mean
-from mlesam.model.experts import Experts, Segment, unchanged
-from mlesam.model.foundation import LEVEL_STRIDES, STRIDE, load_foundation
+from mlesam.model.experts import SHARED, Experts, Segment, unchanged
+from mlesam.model.foundation import LEVEL_STRIDES, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
 from mlesam.model.reliability import agreement, frame_signs
 from mlesam.model.router import Router
@@ -185,7 +185,7 @@ class MLESAM(nn.Module):
         sensors: ``{modality: channels}``; the order does not matter.
         num_classes: C.
         config: foundation, rank, fusion, heads.
-        seed: draws the weights of a preset foundation.
+        seed: draws the weights of a preset foundation, and what other foundations do not bring.
 
     Example:
         >>> model = MLESAM({"rgb": 3, "depth": 1}, num_classes=5)
@@ -204,10 +204,11 @@ class MLESAM(nn.Module):
         if num_classes < 2:
             raise RequestError(f"a model needs at least 2 classes, not {num_classes}.")
         for modality in sensors:
-            if not modality or "." in modality or hasattr(nn.ModuleDict(), modality) or hasattr(Experts, modality):
+            taken = hasattr(nn.ModuleDict(), modality) or hasattr(Experts, modality) or modality == SHARED
+            if not modality or "." in modality or taken:
                 raise RequestError(
-                    f"a sensor cannot be called {modality!r}: names have no dot and are no attribute of torch.nn.Module; "
-                    "rename it."
+                    f"a sensor cannot be called {modality!r}: names have no dot and are no attribute of torch.nn.Module, nor "
+                    "'all'; rename it."
                 )
         self.config = config
         self.modalities = canonical_order(sensors)
@@ -226,6 +227,10 @@ class MLESAM(nn.Module):
         self.mask_head = MaskHead(loaded.decoder, num_classes)
         self.pyramid_head = PyramidHead(width, config.pyramid_width or width, num_classes)
         if config.mask_decoder == "freeze":
+            if loaded.decoder_is_drawn:
+                raise RequestError(
+                    f"model.mask_decoder is freeze, but {self.foundation.source} brings no mask decoder; let it be trained."
+                )
             self.mask_head.freeze_decoder()
         if config.train == "all":
             self.foundation.requires_grad_(True)
@@ -282,9 +287,12 @@ class MLESAM(nn.Module):
 
     @property
     def saved_names(self) -> list[str]:
-        """Names of the tensors a checkpoint holds: everything but a foundation that stayed frozen."""
-        frozen = self.config.train != "all"
-        return [n for n in self.state_dict() if not (frozen and n.startswith("foundation."))]
+        """Names of the tensors a checkpoint holds: everything but what of the foundation stayed frozen."""
+
+        def frozen(name: str) -> bool:
+            return name.startswith("foundation.") and not self.foundation.adds(name.removeprefix("foundation."))
+
+        return [name for name in self.state_dict() if self.config.train == "all" or not frozen(name)]
 
     def parameter_summary(self) -> str:
         total = sum(p.numel() for p in self.parameters())
@@ -306,7 +314,8 @@ class MLESAM(nn.Module):
             )
         self._check_coverage(batch, present)
         height, width = batch.size
-        padding = (0, -width % STRIDE, 0, -height % STRIDE)
+        stride = self.foundation.stride
+        padding = (0, -width % stride, 0, -height % stride)
         maps, segments, signs, start = [], [], [], 0
         for modality in present:
             image = batch.images[modality]

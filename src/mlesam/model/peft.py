@@ -21,6 +21,7 @@ from torch import Tensor
 from mlesam.errors import DataError, RequestError, did_you_mean, refuse_occupied
 from mlesam.model.checkpoints import load_plain, replace_file, save_plain
 from mlesam.model.experts import LowRank, scale, targets
+from mlesam.model.foundation import FAMILIES
 from mlesam.model.mlesam import MLESAM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -39,7 +40,7 @@ def save_peft(model: MLESAM, modality: str, out: Path) -> Path:
         ``out``, with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        RequestError: no such sensor, no experts, or ``out`` is not empty.
+        RequestError: no such sensor, no experts, ``out`` is not empty, or the foundation is no SAM2.
     """
     _check(model, modality)
     refuse_occupied(out)
@@ -147,6 +148,11 @@ def load_peft(model: MLESAM, modality: str, folder: Path) -> None:
 def _check(model: MLESAM, modality: str) -> None:
     if modality not in model.modalities:
         raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, model.modalities)}")
+    if model.foundation.family != "sam2":
+        raise RequestError(
+            f"PEFT adapters are for SAM2, and {model.foundation.source} is a {FAMILIES[model.foundation.family]}; share the "
+            "experts with `mlesam export`."
+        )
     if not len(model.experts):
         raise RequestError("this model has no experts (model.rank is 0).")
 

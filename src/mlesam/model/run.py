@@ -148,10 +148,11 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def save_weights(model: MLESAM, path: Path, metadata: dict[str, object]) -> None:
-    """Write what the training changed, and the hash of the foundation it belongs to."""
+    """Write what the training changed, and which foundation it belongs to: family and hash."""
     state = model.state_dict()
     tensors = {name: state[name] for name in model.saved_names}
-    save_tensors(path, tensors, {**metadata, "foundation_sha256": model.foundation_sha256})
+    foundation = {"foundation_sha256": model.foundation_sha256, "foundation_family": model.foundation.family}
+    save_tensors(path, tensors, {**metadata, **foundation})
 
 
 def load_weights(model: MLESAM, path: Path, prefix: str = "", any_foundation: bool = False) -> dict[str, object]:
@@ -164,7 +165,7 @@ def load_weights(model: MLESAM, path: Path, prefix: str = "", any_foundation: bo
     state = model.state_dict()
     fit_or_raise(tensors, {name: tuple(state[name].shape) for name in model.saved_names}, str(path))
     if not any_foundation:
-        _same_foundation(model, metadata, path)
+        _same_foundation(model, metadata, path, "" if prefix else ", or say any_foundation (--any-foundation)")
     model.load_state_dict(tensors, strict=False)
     return metadata
 
@@ -181,12 +182,12 @@ def take_over(model: MLESAM, run: Run) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def _same_foundation(model: MLESAM, metadata: Mapping[str, object], what: Path) -> None:
+def _same_foundation(model: MLESAM, metadata: Mapping[str, object], what: Path, otherwise: str = "") -> None:
     recorded = metadata.get("foundation_sha256")
     if recorded != model.foundation_sha256 and model.config.train != "all":
         raise DataError(
             f"{what} was trained on another foundation than {model.foundation.source} (sha256 {str(recorded)[:12]}..., not "
-            f"{model.foundation_sha256[:12]}...); use the one it was trained with, or say any_foundation (--any-foundation)."
+            f"{model.foundation_sha256[:12]}...); use the one it was trained with{otherwise}."
         )
 
 

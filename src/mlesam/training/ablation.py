@@ -33,7 +33,7 @@ from mlesam.evaluation.metrics import mean_iou
 from mlesam.model.checkpoints import load_tensors, replace_file, save_tensors
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, Run
 from mlesam.training.loop import frame_record, train
-from mlesam.training.prepare import prepare
+from mlesam.training.prepare import Prepared, prepare
 
 SEED, VARIANT, TABLE = "seed", "variant", "ablation"
 CONFUSIONS = Path("evaluation") / "frames.safetensors"
@@ -225,11 +225,30 @@ def plan(recipe: Path | None, overrides: Mapping[str, str], axes: Axes, runs: Pa
             changes |= axes[axis][label]
         own = load_recipe(recipe, {**overrides, **changes})
         prepared = prepare(own)
-        values = {**plain(prepared.recipe), "name": None}
-        identity = [values, frame_record(prepared), mlesam.__version__]
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        cells.append(Cell(chosen, own, runs / key))
+        cells.append(Cell(chosen, own, runs / identity(prepared)))
     return cells
+
+
+def identity(prepared: Prepared) -> str:
+    """Name of a training's folder: a hash of what its recipe changes, of its frames, and of the package's version.
+
+    Fields at their default are left out, so that a field that is new in the package makes no training another one.
+    """
+    values = _changed(plain(prepared.recipe), plain(Recipe()))
+    values.pop("name", None)
+    content = [values, frame_record(prepared), mlesam.__version__]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict) and key in ("data", "model", "training"):
+            found[key] = _changed(value, default)
+        elif value != default:
+            found[key] = value
+    return found
 
 
 def run_all(cells: Iterable[Cell], jobs: int = 1, say: Callable[[str], None] = lambda text: None) -> dict[Path, str]:

@@ -26,8 +26,8 @@ from transformers import Sam2Model
 import mlesam
 from mlesam.config import TrainingConfig
 from mlesam.model.checkpoints import replace_file, save_plain
-from mlesam.model.foundation import Foundation, preset_config
 from mlesam.model.heads import fourier_position
+from mlesam.model.sam2 import Sam2Foundation, preset_config
 from mlesam.sensors.spec import BUILTIN
 from mlesam.training.optimizer import learning_rate, make_optimizer
 from mlesam.world.render import VERSION, render_yard
@@ -152,7 +152,7 @@ class PointPrompted(nn.Module):
     def __init__(self, sam2: Sam2Model) -> None:
         super().__init__()
         self.sam2 = sam2
-        self.foundation = Foundation(sam2, "nano")
+        self.foundation = Sam2Foundation(sam2, "nano")
         self.sam2.requires_grad_(True)
         self.similarity = Similarity(self.foundation.width)
 

@@ -1,0 +1,256 @@
+"""SAM2 as a foundation: presets, checkpoints, and the loop over the trunk's blocks.
+
+The modules and their names are those of ``transformers`` (``Sam2Model``). The loop is ours, so that all present sensors
+go through as one stacked pass and each expert acts on its own rows.
+
+Shape letters: R rows (one per frame and sensor), H W pixels or tokens, C channels, N windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Sam2Config, Sam2Model
+from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2VisionConfig
+from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2VisionNeck
+
+from mlesam.model.checkpoints import finite_or_raise, fit_or_raise, read_meta_checkpoint
+from mlesam.model.experts import Update, unchanged
+from mlesam.model.folder import Fit, read_folder
+from mlesam.model.foundation import Foundation, Loaded, decoder_config
+
+NANO = Path(__file__).resolve().parents[1] / "weights" / "nano"
+"""The pre-trained nano foundation, a ``transformers`` folder. Its card says how it was made."""
+
+# width, blocks, heads, windows, global blocks, positional background, neck width (SAM2's model definitions; nano is ours:
+# windows that divide its maps at 256 pixels, and one block with global attention, without which SAM2's code fails).
+_SIZES: dict[str, tuple[int, list[int], list[int], list[int], list[int], list[int], int]] = {
+    "nano": (48, [1, 2, 3, 1], [1, 2, 4, 8], [8, 8, 8, 4], [5], [7, 7], 128),
+    "tiny": (96, [1, 2, 7, 2], [1, 2, 4, 8], [8, 4, 14, 7], [5, 7, 9], [7, 7], 256),
+    "small": (96, [1, 2, 11, 2], [1, 2, 4, 8], [8, 4, 14, 7], [7, 10, 13], [7, 7], 256),
+    "base_plus": (112, [2, 3, 16, 3], [2, 4, 8, 16], [8, 4, 14, 7], [12, 16, 20], [14, 14], 256),
+    "large": (144, [2, 6, 36, 4], [2, 4, 8, 16], [8, 4, 16, 8], [23, 33, 43], [7, 7], 256),
+}
+
+
+def preset_config(name: str) -> Sam2Config:
+    """The ``transformers`` configuration of a preset."""
+    width, blocks, heads, windows, global_blocks, background, neck = _SIZES[name.removesuffix("-random")]
+    widths = [width * 2**i for i in range(4)]
+    trunk = Sam2HieraDetConfig(
+        hidden_size=width,
+        num_attention_heads=heads[0],
+        blocks_per_stage=blocks,
+        embed_dim_per_stage=widths,
+        num_attention_heads_per_stage=heads,
+        window_size_per_stage=windows,
+        global_attention_blocks=global_blocks,
+        window_positional_embedding_background_size=background,
+    )
+    vision = Sam2VisionConfig(backbone_config=trunk, backbone_channel_list=widths[::-1], fpn_hidden_size=neck)
+    # `transformers` builds the prompt encoder's point table at the neck's width, and the decoder likewise.
+    prompts = {"hidden_size": neck}
+    return Sam2Config(vision_config=vision, mask_decoder_config=decoder_config(neck), prompt_encoder_config=prompts)
+
+
+class Sam2Foundation(Foundation):
+    """SAM2's trunk and neck, with what the mask head starts from.
+
+    Attributes:
+        trunk, neck: ``transformers`` modules, called block by block through :meth:`forward`.
+        stride: of the positional embedding, which is tiled in 8x8 windows at stride 4.
+    """
+
+    family = "sam2"
+    stride = 32
+    trunk: Sam2HieraDetModel
+    neck: Sam2VisionNeck
+
+    def __init__(self, sam2: Sam2Model, source: str, commit: str | None = None) -> None:
+        width = sam2.no_memory_embedding.numel()
+        super().__init__(source, commit, width)
+        self.trunk = sam2.vision_encoder.backbone
+        self.neck = sam2.vision_encoder.neck
+        self.register_buffer("no_memory", sam2.no_memory_embedding.detach().reshape(1, width, 1, 1).clone())
+        self.register_buffer(
+            "no_mask", sam2.prompt_encoder.no_mask_embed.weight.detach().reshape(1, width, 1, 1).clone()
+        )
+        self.register_buffer("position", sam2.shared_image_embedding.positional_embedding.detach().clone())
+        self.requires_grad_(False)
+
+    @property
+    def depth(self) -> int:
+        return len(self.trunk.blocks)
+
+    def weight(self, index: int, name: str) -> Tensor:
+        block: Any = self.trunk.blocks[index]
+        if name in "qkv":
+            return block.attn.qkv.weight.chunk(3)["qkv".index(name)]
+        layer = {"proj": block.attn.proj, "mlp_in": block.mlp.proj_in, "mlp_out": block.mlp.proj_out}[name]
+        return layer.weight
+
+    def forward(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
+        return self.pyramid(self.stages(images_RCHW, update))
+
+    def stages(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
+        """The trunk's four stage outputs, (R, H, W, C) at strides 4, 8, 16 and 32."""
+        x_RHWC = self.trunk.patch_embed(images_RCHW)
+        x_RHWC = x_RHWC + self.trunk._get_pos_embed((x_RHWC.shape[1], x_RHWC.shape[2]))
+        ends = set(self.trunk.stage_ends)
+        outputs = []
+        for index, block in enumerate(self.trunk.blocks):
+            x_RHWC = run_block(block, x_RHWC, index, update)
+            if index in ends:
+                outputs.append(x_RHWC)
+        return outputs
+
+    def pyramid(self, stages: list[Tensor]) -> list[Tensor]:
+        """SAM2's feature pyramid: laterals everywhere, and the stride-32 map added top-down where the config says so.
+
+        The 1x1 convolutions run as matrix products on channels-last maps, which is what the trunk delivers.
+        """
+        maps: list[Tensor] = []
+        above: Tensor | None = None
+        last = len(stages) - 1
+        for level in range(last, -1, -1):
+            conv: Any = self.neck.convs[last - level]
+            lateral = F.linear(stages[level], conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+            if above is not None and level in (self.neck.fpn_top_down_levels or ()):
+                lateral = lateral + F.interpolate(above.float(), scale_factor=2.0, mode="nearest").to(lateral.dtype)
+            above = lateral
+            maps.append(lateral)
+        return maps[:0:-1]  # strides 4, 8, 16; the stride-32 map has done its work
+
+
+def run_block(block: Any, x_RHWC: Tensor, index: int, update: Update) -> Tensor:
+    """One block of Hiera (``Sam2MultiScaleBlock``) with the experts' share added to query and value."""
+    shortcut = x_RHWC
+    x = block.layer_norm1(x_RHWC)
+    if block.dim != block.dim_out:
+        shortcut = _pool(block.proj(x), block.query_stride)
+    height, width = x.shape[1:3]
+    window = block.window_size
+    if window:
+        x = _partition(x, window)
+    x = _attend(block.attn, x, index, update)
+    if block.query_stride:
+        window //= block.query_stride[0]
+        height, width = shortcut.shape[1:3]
+    if window:
+        x = _unpartition(x, window, height, width)
+    x = shortcut + x
+    return x + _mlp(block.mlp, block.layer_norm2(x), index, update)
+
+
+def _mlp(mlp: Any, x: Tensor, index: int, update: Update) -> Tensor:
+    hidden = mlp.activation(update(index, "mlp_in", x, mlp.proj_in(x)))
+    return update(index, "mlp_out", hidden, mlp.proj_out(hidden))
+
+
+def _attend(attention: Any, x_NHWC: Tensor, index: int, update: Update) -> Tensor:
+    count = x_NHWC.shape[0]
+    heads = attention.num_attention_heads
+    parts = zip("qkv", attention.qkv(x_NHWC).chunk(3, dim=-1), strict=True)
+    query, key, value = (update(index, name, x_NHWC, y) for name, y in parts)
+    if attention.query_stride:
+        query = _pool(query, attention.query_stride)
+    out_height, out_width = query.shape[1:3]
+
+    def split(t: Tensor) -> Tensor:
+        return t.reshape(count, -1, heads, t.shape[-1] // heads).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(split(query), split(key), split(value), scale=attention.scale)
+    out = out.transpose(1, 2).reshape(count, out_height, out_width, -1)
+    return update(index, "proj", out, attention.proj(out))
+
+
+def _pool(x_NHWC: Tensor, stride: Any) -> Tensor:
+    pooled = F.max_pool2d(x_NHWC.permute(0, 3, 1, 2), kernel_size=tuple(stride), stride=tuple(stride))
+    return pooled.permute(0, 2, 3, 1)
+
+
+def _partition(x_RHWC: Tensor, window: int) -> Tensor:
+    """(R, H, W, C) to (R * windows, window, window, C), padded with zeros to whole windows."""
+    rows, height, width, channels = x_RHWC.shape
+    x = F.pad(x_RHWC, (0, 0, 0, -width % window, 0, -height % window))
+    down, across = x.shape[1] // window, x.shape[2] // window
+    x = x.view(rows, down, window, across, window, channels).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, window, window, channels)
+
+
+def _unpartition(x_NHWC: Tensor, window: int, height: int, width: int) -> Tensor:
+    down, across = math.ceil(height / window), math.ceil(width / window)
+    x = x_NHWC.view(-1, down, across, window, window, x_NHWC.shape[-1]).permute(0, 1, 3, 2, 4, 5)
+    x = x.reshape(x.shape[0], down * window, across * window, -1)
+    return x[:, :height, :width]
+
+
+# ---------------------------------------------------------------- building and loading
+
+# One matrix under two names: before version 5, `transformers` tied the second to the first and stored one of them.
+_POSITIONS = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
+
+
+@dataclass(frozen=True)
+class LoadedSam2(Loaded):
+    """A SAM2 in float32 and, sharing its weights, the foundation made of it; its prompt encoder serves checks alone."""
+
+    foundation: Sam2Foundation
+    sam2: Sam2Model
+
+    @classmethod
+    def of(cls, sam2: Sam2Model, source: str, commit: str | None = None) -> LoadedSam2:
+        return cls(
+            foundation=Sam2Foundation(sam2, source, commit),
+            decoder=sam2.mask_decoder,
+            decoder_is_drawn=False,
+            sam2=sam2,
+        )
+
+
+def load_meta_checkpoint(path: Path) -> Sam2Model:
+    """One of Meta's ``.pt`` files; every tensor in it is used or ignored by name. DataError where one is not."""
+    layout = read_meta_checkpoint(path)
+    with torch.device("meta"):  # no time for random numbers that the checkpoint replaces
+        sam2 = Sam2Model(preset_config(layout.size))
+    expected = {name: tuple(tensor.shape) for name, tensor in sam2.state_dict().items()}
+    fit_or_raise(layout.tensors, expected, str(path), f"SAM2 {layout.size}", "use the original file")
+    finite_or_raise(layout.tensors, str(path))
+    sam2.load_state_dict(layout.tensors, assign=True)
+    return sam2.eval()
+
+
+def load_folder(folder: Path, name: str) -> Sam2Model:
+    """A ``transformers`` folder of an image or a video model, whose video weights are ignored.
+
+    Raises:
+        DataError: a folder that is no SAM2, or whose tensors do not fit its configuration.
+    """
+    sam2, fit = read(folder, name)
+    fit.refuse(name, "the SAM2 of its config.json")
+    finite_or_raise(sam2.state_dict(), name)
+    return sam2
+
+
+def read(folder: Path, name: str, numbers: bool = True) -> tuple[Sam2Model, Fit]:
+    """A folder's ``Sam2Model`` and how its tensors fit; see :func:`mlesam.model.folder.read_folder`."""
+    sam2, fit = read_folder(Sam2Model, folder, name, "SAM2", numbers=numbers)
+    missing = set(fit.missing)
+    if not missing.issuperset(_POSITIONS):  # one of the two names will do
+        for absent, given in (_POSITIONS, _POSITIONS[::-1]):
+            if absent in missing and numbers:
+                sam2.get_buffer(absent).copy_(sam2.get_buffer(given))
+        missing -= set(_POSITIONS)
+    return sam2, replace(fit, missing=tuple(sorted(missing)))
+
+
+def unused(names: Iterable[str], sam2: Sam2Model) -> set[str]:
+    """Those tensors of a folder that a SAM2 for still images has no place for."""
+    return set(names).difference(sam2.state_dict())

@@ -1,0 +1,179 @@
+"""Swin (arXiv 2103.14030) as a foundation: the trunk of ``transformers``, tapped at its projections, and a fresh neck.
+
+The computation is that of ``transformers``, stage by stage. A hook on each named projection passes x and y to the experts.
+Swin brings neither a pyramid nor a mask decoder: both are drawn from the seed, trained and saved with the adapter.
+
+Shape letters: R rows (one per frame and sensor), H W pixels or tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import SwinConfig, SwinModel
+from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
+
+from mlesam.errors import DataError, RequestError
+from mlesam.model.checkpoints import finite_or_raise
+from mlesam.model.experts import Update, unchanged
+from mlesam.model.folder import Fit, read_folder
+from mlesam.model.foundation import Foundation, Loaded, decoder_config
+
+_LAYERS = {
+    "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj", "proj": "attention.o_proj",
+    "mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2",
+}  # fmt: skip
+"""Modules of a block by the names of our projections."""
+
+# Heads for other tasks, and the norm behind the last stage.
+_IGNORED = ("classifier.", "decoder.", "hidden_states_norms.", "layernorm.", "embeddings.mask_token")
+
+_UPDATE: ContextVar[Update] = ContextVar("update", default=unchanged)
+"""The experts of the pass that is running; each thread has its own."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A forward hook on one projection. An object and no closure, so that a model can be copied and pickled."""
+
+    index: int
+    name: str
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return _UPDATE.get()(self.index, self.name, inputs[0], output)
+
+
+class Pyramid(nn.Module):
+    """Four stages to maps of one width, as SAM2's neck: laterals, and the stride-32 map added to the one below it.
+
+    A norm comes before each lateral, since Swin's stages end without one.
+    """
+
+    def __init__(self, widths: Iterable[int], width: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Sequential(nn.LayerNorm(w), nn.Linear(w, width)) for w in widths)
+
+    def forward(self, stages: list[Tensor]) -> list[Tensor]:
+        """(R, C_i, H / s, W / s) at strides 4, 8, 16, 32 to (R, C, H / s, W / s) at strides 4, 8, 16."""
+        pairs = zip(self.laterals, stages, strict=True)
+        *maps, top = [lateral(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for lateral, stage in pairs]
+        maps[-1] = maps[-1] + F.interpolate(top, scale_factor=2.0, mode="nearest")
+        return maps
+
+
+class SwinFoundation(Foundation):
+    """Swin's trunk with a neck from torch's generator.
+
+    Attributes:
+        trunk: ``transformers`` module without the norm behind its last stage.
+        stride: of the last stage, so that every stage halves the one before; windows are padded inside.
+    """
+
+    family = "swin"
+    stride = 32
+    added = ("neck", "no_memory", "no_mask", "position")
+
+    def __init__(self, trunk: SwinModel, source: str, commit: str | None = None) -> None:
+        embedding = trunk.config.embed_dim
+        width = min(256, 32 * -(-8 * embedding // 96))  # 8/3 of the trunk's, as in SAM2's nano, tiny and small
+        super().__init__(source, commit, width)
+        self.trunk = trunk.requires_grad_(False)
+        self.trunk.layernorm = nn.Identity()  # type: ignore[assignment]
+        self.neck = Pyramid([embedding * 2**stage for stage in range(4)], width)
+        self.register_buffer("no_memory", torch.zeros(1, width, 1, 1))
+        self.register_buffer("no_mask", torch.zeros(1, width, 1, 1))
+        self.register_buffer("position", torch.randn(2, width // 2))
+        for index in range(self.depth):
+            for name in _LAYERS:
+                self._layer(index, name).register_forward_hook(Tap(index, name))
+
+    @property
+    def depth(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def _blocks(self) -> list[Any]:
+        return [block for stage in self.trunk.encoder.layers for block in stage.blocks]  # type: ignore[union-attr]
+
+    def _layer(self, index: int, name: str) -> nn.Linear:
+        return self._blocks[index].get_submodule(_LAYERS[name])
+
+    def weight(self, index: int, name: str) -> Tensor:
+        return self._layer(index, name).weight
+
+    def forward(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
+        return self.neck(self.stages(images_RCHW, update))
+
+    def stages(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
+        """The trunk's four stage outputs, (R, C, H, W) at strides 4, 8, 16 and 32, as ``SwinBackbone`` has them."""
+        outputs: list[Tensor] = []
+        token = _UPDATE.set(update)
+        try:
+            x, size = self.trunk.embeddings(images_RCHW, interpolate_pos_encoding=True)
+            for stage in self.trunk.encoder.layers:
+                # Without always_partition a small image would shrink the module's windows for good.
+                x, output, _ = stage(x, size, always_partition=True, output_hidden_states_before_downsampling=True)
+                outputs.append(output)
+                size = (size[0] // 2, size[1] // 2)
+        finally:
+            _UPDATE.reset(token)
+        return outputs
+
+
+def load_folder(folder: Path, name: str, source: str, commit: str | None, seed: int) -> Loaded:
+    """A ``transformers`` folder of a ``SwinModel``, ``SwinBackbone`` or a Swin with another task's head, which is ignored.
+
+    Args:
+        seed: draws neck, positions and mask decoder.
+
+    Raises:
+        DataError: a Swin of another build, or one whose tensors do not fit its configuration.
+    """
+    trunk, fit = read(folder, name)
+    fit.refuse(name, "the Swin of its config.json")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        foundation = SwinFoundation(trunk, source, commit)
+        decoder = Sam2MaskDecoder(decoder_config(foundation.width))
+    finite_or_raise(foundation.state_dict(), name)
+    return Loaded(foundation.eval(), decoder.eval(), decoder_is_drawn=True)
+
+
+def read(folder: Path, name: str, numbers: bool = True) -> tuple[SwinModel, Fit]:
+    """A folder's ``SwinModel`` and how its tensors fit; see :func:`mlesam.model.folder.read_folder`."""
+    trunk, fit = read_folder(SwinModel, folder, name, "Swin", numbers=numbers, add_pooling_layer=False)
+    config: SwinConfig = trunk.config
+    if (config.patch_size, len(config.depths), config.num_channels) != (4, 4, 3):
+        raise DataError(
+            f"{name} is a Swin with patches of {config.patch_size} pixels, {len(config.depths)} stages and {config.num_channels} "
+            "channels; a foundation needs 4, 4 and 3, such as microsoft/swin-tiny-patch4-window7-224."
+        )
+    if not hasattr(trunk.encoder.layers[0].blocks[0].attention, "q_proj"):  # type: ignore[union-attr]
+        raise RequestError(
+            f"transformers {transformers.__version__} has other names for the parts of a Swin; install 5.23 or a later 5."
+        )
+    fit = replace(
+        fit,
+        missing=tuple(n for n in fit.missing if not _ignored(n)),
+        unexpected=tuple(n for n in fit.unexpected if not _ignored(n)),
+        misshapen=tuple(m for m in fit.misshapen if not _ignored(m[0])),
+    )
+    return trunk, fit
+
+
+def unused(names: Iterable[str], trunk: SwinModel) -> set[str]:
+    """Those tensors of a folder that a foundation has no place for."""
+    return {name for name in names if _ignored(name)}
+
+
+def _ignored(name: str) -> bool:
+    computed = name.endswith("relative_position_index")  # in older files, from the window's size
+    return computed or name.removeprefix("swin.").startswith(_IGNORED)
