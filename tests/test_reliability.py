@@ -181,6 +181,25 @@ def test_a_shut_gate_takes_a_sensor_out_of_the_mean_too() -> None:
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(3))
 
 
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_rescaling_gives_the_fused_map_the_level_of_its_parts(per_pixel: bool) -> None:
+    maps, owner = 3 * torch.randn(6, 5, 4, 6), {0: [0, 3, 4], 1: [1, 5], 2: [2]}
+    plain, scaled = (make(per_pixel=per_pixel), Router(SENSORS, 5, per_pixel=per_pixel, rescale=True))
+    scaled.load_state_dict(plain.state_dict())
+    before, shares = (t.detach() for t in plain(maps, (3, 6), SEGMENTS, FRAMES, 3))
+    after, same = (t.detach() for t in scaled(maps, (3, 6), SEGMENTS, FRAMES, 3))
+    assert torch.equal(shares, same)
+    assert torch.equal(after[2], maps[2]), "a single sensor's map comes back exactly"
+    root = lambda x: x[..., :3, :].double().square().mean(dim=(-3, -2, -1)).sqrt()  # noqa: E731
+    columns = {0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 5: 2}
+    for frame, rows in owner.items():
+        expected = sum(float(shares[frame, columns[r]]) * float(root(maps[r])) for r in rows)
+        assert float(root(after[frame])) == pytest.approx(expected, rel=2e-2 if per_pixel else 1e-5)
+        torch.testing.assert_close(after[frame] / root(after[frame]), before[frame] / root(before[frame]))
+    zero = scaled(torch.zeros_like(maps), (3, 6), SEGMENTS, FRAMES, 3)[0]
+    assert not zero.any(), "a map of zeros stays one"
+
+
 def test_reliability_begins_by_telling_no_two_sensors_apart() -> None:
     score, gate = Reliability()(torch.randn(7, SIGNS))
     assert not score.any()
@@ -192,9 +211,17 @@ def test_reliability_begins_by_telling_no_two_sensors_apart() -> None:
 CHANNELS = {"rgb": 3, "lidar": 3, "thermal": 1, "cube": 5}
 
 
-@pytest.fixture(scope="module", params=["reliability", "pixel", "both"])
+OPTIONS = {
+    "reliability": {"reliability": True},
+    "pixel": {"router": "pixel"},
+    "rescale": {"rescale": True},
+    "all": {"reliability": True, "router": "pixel", "rescale": True},
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
 def model(request: pytest.FixtureRequest) -> MLESAM:
-    chosen = {"reliability": request.param != "pixel", "router": "image" if request.param == "reliability" else "pixel"}
+    chosen = OPTIONS[request.param]
     torch.manual_seed(3)
     built = MLESAM(CHANNELS, 4, ModelConfig(rank=2, **chosen)).eval()
     with torch.no_grad():

@@ -94,6 +94,8 @@ class ModelConfig:
     """One weight for each sensor and frame (the method), or one for each of its pixels."""
     reliability: bool = False
     """Let the router see signs of a broken sensor: statistics of its frame, and whether the other sensors agree with it."""
+    rescale: bool = False
+    """Bring each fused map to the level of the sensors' own maps, which a mean of them falls short of."""
     combine: Literal["logits", "probabilities", "mask", "pyramid"] = "logits"
     """How the two heads become one answer: mean of logits, mean of probabilities, or one head alone."""
     pyramid_width: int | None = None

@@ -220,7 +220,7 @@ class MLESAM(nn.Module):
         self.stems = nn.ModuleDict({m: Stem(c) for m, c in self.channels.items() if c != 3})
         self.experts = Experts(self.modalities, self.foundation.projections, config)
         width = self.foundation.width
-        routing = (config.fusion, config.top_k, config.router == "pixel", config.reliability)
+        routing = (config.fusion, config.top_k, config.router == "pixel", config.reliability, config.rescale)
         self.routers = nn.ModuleList(Router(self.modalities, width, *routing) for _ in LEVEL_STRIDES)
         self.merged: str | None = None
         self._plain_weights: dict[tuple[int, str], Tensor] = {}

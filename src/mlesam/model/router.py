@@ -30,6 +30,8 @@ class Router(nn.Module):
         per_pixel: score every pixel of the maps instead of their average.
         reliability: what is seen of a broken sensor (:mod:`mlesam.model.reliability`) is added to its score, and a gate turns the
             plain mean into a weighted one, sum(g f) / sum(g): else a broken sensor would keep its part of the mean.
+        rescale: bring the fused map to the level of the maps it was made of. A mean of maps that differ is smaller than each of
+            them, so that the heads would see another level with every set of sensors.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Router(nn.Module):
         top_k: int | None = None,
         per_pixel: bool = False,
         reliability: bool = False,
+        rescale: bool = False,
     ):
         super().__init__()
         if fusion not in ("mean", "routed", "mean+routed"):
@@ -48,6 +51,7 @@ class Router(nn.Module):
         self.fusion = fusion
         self.top_k = top_k
         self.per_pixel = per_pixel
+        self.rescale = rescale
         self.scorers = nn.ModuleDict()
         self.mix = nn.Parameter(torch.zeros(())) if fusion == "mean+routed" else None
         if fusion != "mean":
@@ -126,7 +130,33 @@ class Router(nn.Module):
         for segment, rows, part in zip(segments, frames, parts, strict=True):
             share = shares[rows, self.modalities.index(segment.modality)].to(map_RCHW.dtype)
             fused = fused.index_add(0, rows, share[:, None] * part)
+        if self.rescale:
+            fused = fused * self._growth(fused, parts, shares, valid, segments, frames)
         return fused, shares[..., : valid[0], : valid[1]].mean(dim=(2, 3))
+
+    def _growth(
+        self,
+        fused_BCHW: Tensor,
+        parts: tuple[Tensor, ...],
+        shares_BMHW: Tensor,
+        valid: tuple[int, int],
+        segments: tuple[Segment, ...],
+        frames: list[Tensor],
+    ) -> Tensor:
+        """(B, 1, 1, 1): what brings each fused map to the level (root mean square) of the maps it was made of."""
+        level = shares_BMHW.new_zeros(len(fused_BCHW))
+        sensors = level
+        for segment, rows, part in zip(segments, frames, parts, strict=True):
+            share = shares_BMHW[rows, self.modalities.index(segment.modality)].mean(dim=(1, 2))
+            level = level.index_add(0, rows, share * _level(part, valid))
+            sensors = sensors.index_add(0, rows, torch.ones_like(share))
+        growth = level / _level(fused_BCHW, valid).clamp(min=1e-12)
+        growth = torch.where(sensors > 1, growth, 1.0)  # a single map comes back as it is, without a rounding
+        return growth[:, None, None, None].to(fused_BCHW.dtype)
+
+
+def _level(maps: Tensor, valid: tuple[int, int]) -> Tensor:
+    return maps[..., : valid[0], : valid[1]].float().square().mean(dim=(1, 2, 3)).sqrt()
 
 
 def softmax(scores_BM: Tensor) -> Tensor:
