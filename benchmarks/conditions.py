@@ -6,11 +6,28 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(name: str) -> str:
+    """How this result was made, with the options that change it: where files lie is left out."""
+    places, words, given = (
+        ("--runs", "--result", "--plot", "--folder"),
+        ["python", f"benchmarks/{name}.py"],
+        sys.argv[1:],
+    )
+    while given:
+        word = given.pop(0)
+        if word in places:
+            given.pop(0)
+        else:
+            words.append(word)
+    return " ".join(words)
 
 
 def conditions() -> dict[str, str]:

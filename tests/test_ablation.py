@@ -15,7 +15,8 @@ from mlesam.errors import RequestError
 from mlesam.evaluation.comparison import Row, compare, dot_plot, markdown
 from mlesam.evaluation.metrics import block_bootstrap, mean_iou
 from mlesam.training import ablation
-from mlesam.training.ablation import axes, parse_variant, parse_vary, plan, read_result, run_all
+from mlesam.training.ablation import read_result, run_all
+from mlesam.training.grid import axes, parse_variant, parse_vary, plan
 
 SMALL = {
     "model.rank": "2", "data.crop": "64", "data.workers": "0", "training.batch": "2", "training.steps": "2",
