@@ -58,6 +58,7 @@ def compare(rows: Sequence[Row], base: str | None = None, seed: int = 0) -> list
             other = float(np.mean([mean_iou(c.sum(axis=0)) for c in against.confusions.values()]))
             entry |= {
                 "difference": round(mean - other, 4),
+                "difference_to": against.name,
                 "difference_interval": _interval(draws - _draws(against, seed)),
             }
         found.append({**entry, **row.facts})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def parse_vary(text: str) -> tuple[str, dict[str, dict[str, str]]]:
         raise RequestError(
             f"--vary {text!r} cannot be read; write a field and its values, for example model.rank=4,8,16."
         )
-    axis = {_label(item): {key: yaml.safe_dump(item, default_flow_style=True)} for item in items}
+    axis = {_label(item): {key: _text(item)} for item in items}
     if len(axis) < len(items):
         raise RequestError(f"--vary {text!r} gives a value twice; give each once.")
     return key, axis
@@ -84,6 +85,10 @@ def parse_variant(words: Sequence[str]) -> tuple[str, dict[str, str]]:
             f"--variant {' '.join(words)!r} cannot be read; write a name and fields, for example: shared model.experts=shared."
         )
     return name, pairs
+
+
+def _text(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def _label(value: object) -> str:
