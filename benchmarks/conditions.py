@@ -31,15 +31,21 @@ def command(name: str) -> str:
 
 
 def conditions() -> dict[str, str]:
-    """``commit``, ``machine`` and ``date``."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    """``commit`` (``-dirty`` where code or recipes differ from it), ``machine`` and ``date``."""
+    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
+    if _git("status", "--porcelain", "--untracked-files=no", "--", "src", "recipes", "benchmarks/*.py"):
+        commit += "-dirty"
     machine = f"{os.cpu_count()} CPU cores ({_processor()}), torch {torch.__version__}"
     return {
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit,
         "machine": machine,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT, check=False)
+    return done.stdout.strip()
 
 
 def _processor() -> str:
