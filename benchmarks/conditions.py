@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -13,16 +14,38 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def command(name: str) -> str:
+    """How this result was made, with the options that change it: where files lie is left out."""
+    places, words, given = (
+        ("--runs", "--result", "--plot", "--folder"),
+        ["python", f"benchmarks/{name}.py"],
+        sys.argv[1:],
+    )
+    while given:
+        word = given.pop(0)
+        if word in places:
+            given.pop(0)
+        else:
+            words.append(word)
+    return " ".join(words)
+
+
 def conditions() -> dict[str, str]:
-    """``commit``, ``machine`` and ``date``."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    """``commit`` (``-dirty`` where code or recipes differ from it), ``machine`` and ``date``."""
+    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
+    if _git("status", "--porcelain", "--untracked-files=no", "--", "src", "recipes", "benchmarks/*.py"):
+        commit += "-dirty"
     machine = f"{os.cpu_count()} CPU cores ({_processor()}), torch {torch.__version__}"
     return {
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit,
         "machine": machine,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT, check=False)
+    return done.stdout.strip()
 
 
 def _processor() -> str:

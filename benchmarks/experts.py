@@ -23,16 +23,18 @@ from typing import Any
 
 import torch
 
-from conditions import ROOT, conditions
+from conditions import ROOT, command, conditions
 from mlesam.config import load_recipe
 from mlesam.evaluation.comparison import compare, dot_plot
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import LOG
-from mlesam.training.ablation import plan, run_all, table
+from mlesam.training.ablation import run_all, table
+from mlesam.training.grid import plan
 
 RECIPE = ROOT / "recipes" / "ablation.yaml"
 RANKS = (4, 8, 16, 32, 48)
-RATES = ("5.0e-4", "1.0e-3", "2.0e-3", "4.0e-3", "8.0e-3")
+RATES = ("1.25e-4", "2.5e-4", "5.0e-4", "1.0e-3", "2.0e-3", "4.0e-3", "8.0e-3")
+"""Training everything tries the first five, the others the last five."""
 SEEDS = ("0", "1", "2")
 SENSORS = "[rgb, depth, lidar, thermal]"
 FROZEN, ONE, ALL = "frozen, no experts", "one LoRA for all, rank 16", "everything trained"
@@ -57,8 +59,11 @@ def validated(path: Path) -> float:
 
 def choose_rates(runs: Path, jobs: int, overrides: dict[str, str]) -> dict[str, dict[str, float]]:
     """mIoU on val of each method by learning rate."""
-    axes = {"method": METHODS, "training.lr": {rate: {"training.lr": rate} for rate in RATES}}
-    cells = plan(RECIPE, overrides, axes, runs)
+    cells = []
+    for name, changes in METHODS.items():
+        rates = RATES[:5] if name == ALL else RATES[2:]
+        axes = {"method": {name: changes}, "training.lr": {rate: {"training.lr": rate} for rate in rates}}
+        cells += plan(RECIPE, overrides, axes, runs)
     stop_on(run_all(cells, jobs, say))
     found: dict[str, dict[str, float]] = {}
     for cell in cells:
@@ -74,6 +79,9 @@ def stop_on(failed: dict[Path, str]) -> None:
 def methods(rates: dict[str, dict[str, float]]) -> dict[str, dict[str, str]]:
     """Every variant with its learning rate; all ranks have that of rank 16."""
     best = {name: max(own, key=own.__getitem__) for name, own in rates.items()}
+    for name, own in rates.items():
+        if best[name] in (next(iter(own)), list(own)[-1]):
+            say(f"warning: the best rate of {name}, {best[name]}, is at an end of those tried")
     chosen = {name: {**changes, "training.lr": best[name]} for name, changes in METHODS.items()}
     ranks = {f"a LoRA each, rank {r}": {**chosen[BASE], "model.rank": str(r)} for r in RANKS}
     return {**{n: c for n, c in chosen.items() if n not in (BASE, ALL)}, **ranks, ALL: chosen[ALL]}
@@ -198,7 +206,7 @@ def main() -> None:
     )
     recipe = load_recipe(RECIPE, overrides)
     result = {
-        "name": "experts", "command": "python benchmarks/experts.py", **conditions(), "seeds": [int(s) for s in SEEDS],
+        "name": "experts", "command": command("experts"), **conditions(), "seeds": [int(s) for s in SEEDS],
         "conditions": {
             "dataset": recipe.data.dataset, "split": rows[0]["split"], "frames": rows[0]["frames"],
             "recipe": str(RECIPE.relative_to(ROOT)), "steps": recipe.training.steps, "batch": recipe.training.batch,

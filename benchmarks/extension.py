@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from conditions import ROOT, conditions
+from conditions import ROOT, command, conditions
 from mlesam.config import load_recipe
 from mlesam.evaluation.comparison import Row, compare
 from mlesam.evaluation.markup import percent
 from mlesam.evaluation.metrics import mean_iou
 from mlesam.model.checkpoints import replace_file
-from mlesam.training.ablation import Cell, Result, read_result, run_all
+from mlesam.training.ablation import Result, read_result, run_all
+from mlesam.training.grid import Cell
 
 RECIPE = ROOT / "recipes" / "ablation.yaml"
 DATASET = "world:frames=300,size=128,hyperspectral=true"
@@ -31,7 +32,7 @@ SEEDS = (0, 1, 2)
 ONCE, LONG = "all at once", "all at once, four times the steps"
 
 
-def trained(runs: Path, jobs: int, steps: int | None) -> dict[str, dict[str, Result]]:
+def trained(runs: Path, jobs: int, steps: int) -> dict[str, dict[str, Result]]:
     """``{stage: {seed: result}}``; a stage is named by its sensors."""
     done: dict[str, dict[str, Path]] = {}
 
@@ -39,9 +40,8 @@ def trained(runs: Path, jobs: int, steps: int | None) -> dict[str, dict[str, Res
         cells = []
         for seed in SEEDS:
             fields = {"data.dataset": DATASET, "data.modalities": f"[{', '.join(sensors)}]", "seed": str(seed)}
-            own = steps or load_recipe(RECIPE).training.steps
-            recipe = load_recipe(RECIPE, {**fields, "training.steps": str(own * times)})
-            path = runs / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+            recipe = load_recipe(RECIPE, {**fields, "training.steps": str(steps * times)})
+            path = runs / f"{name.replace(' ', '-').replace(',', '')}-{steps * times}-steps-{seed}"
             extends = None if before is None else done[before][str(seed)]
             cells.append(Cell({"stage": name, "seed": str(seed)}, recipe, path, extends))
         failed = run_all(cells, jobs, lambda text: print(text, flush=True))
@@ -76,7 +76,7 @@ def rows_of(results: dict[str, dict[str, Result]]) -> list[dict[str, Any]]:
         for name in order
         if (own := matching(subset, next(iter(results[name].values())).confusions)) is not None
     ]
-    return compare(rows)
+    return compare(rows, LONG)
 
 
 def matching(subset: str, known: dict[str, np.ndarray]) -> str | None:
@@ -124,16 +124,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, the cores shared between them")
     parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
     options = parser.parse_args()
-    results = trained(options.runs, options.jobs, options.steps)
+    steps = options.steps or load_recipe(RECIPE).training.steps
+    results = trained(options.runs, options.jobs, steps)
     same = unchanged(results)
     rows, summary = rows_of(results), means(results)
-    recipe = load_recipe(RECIPE)
     first = next(iter(results[ONCE].values()))
     content = {
-        "name": "extension", "command": "python benchmarks/extension.py", **conditions(), "seeds": list(SEEDS),
+        "name": "extension", "command": command("extension"), **conditions(), "seeds": list(SEEDS),
         "conditions": {
             "dataset": DATASET, "split": first.split, "frames": len(first.frames), "recipe": str(RECIPE.relative_to(ROOT)),
-            "steps": {"each stage": recipe.training.steps, ONCE: recipe.training.steps, LONG: 4 * recipe.training.steps},
+            "steps": {"each stage": steps, ONCE: steps, LONG: len(STAGES) * steps},
             "trainable": {name: next(iter(own.values())).trainable for name, own in results.items()},
             "interval": "95 %, bootstrap over frames and seeds; differences are to the first of the group, paired by both",
         },
@@ -143,9 +143,7 @@ def main() -> None:
     }  # fmt: skip
     replace_file(options.result, json.dumps(content, indent=2) + "\n")
     print(f"{same} results of old sensors compared before and after: identical")
-    print(
-        print("| sensors | one after the other | at once, a stage's steps | at once, all steps | means over subsets |")
-    )
+    print("| sensors | one after the other | at once, a stage's steps | at once, all steps | means over subsets |")
     print("|---|--:|--:|--:|--:|")
     for entry in summary:
         full = [percent(entry[key]["full"]) for key in ("extended", "at_once", "at_once_long")]

@@ -180,7 +180,8 @@ def _ablate(options: argparse.Namespace, others: dict[str, str], command: str) -
     if options.data is not None:
         overrides["data.dataset"] = options.data
     from mlesam.evaluation.show import comparison
-    from mlesam.training.ablation import TABLE, ablate, axes
+    from mlesam.training.ablation import TABLE, ablate
+    from mlesam.training.grid import axes
 
     console = _console()
 

@@ -32,17 +32,18 @@ class Row:
 
 
 def compare(rows: Sequence[Row], base: str | None = None, seed: int = 0) -> list[dict[str, Any]]:
-    """Means and 95 % intervals of each row's mIoU, and of its difference to one row of its group: the one called ``base``, or the
-    first.
+    """Means and 95 % intervals of each row's mIoU, and of its difference to one row of its group: the one called ``base``, or
+    as the very first.
 
     The bootstrap draws frames and, where there are several, seeds anew, with replacement; two rows of a difference get the
-    same draws, so what one frame or one seed does to both of them cancels. A difference is null where frames or seeds differ.
+    same draws, so what one frame or one seed does to both of them cancels. A difference is null where frames,
+    labels or seeds differ, and where a group has no such row.
     """
     found = []
     bases: dict[str, Row] = {}
     for row in rows:
-        if base in (None, row.name):
-            bases.setdefault(row.group, row)
+        if row.name == (base or rows[0].name):
+            bases[row.group] = row
     for row in rows:
         against = bases.get(row.group, row)
         draws = _draws(row, seed)
@@ -50,16 +51,26 @@ def compare(rows: Sequence[Row], base: str | None = None, seed: int = 0) -> list
         mean = float(np.mean(list(scores.values())))
         entry: dict[str, Any] = {
             "group": row.group, "name": row.name, "seeds": len(scores), "miou": round(mean, 4), "interval": _interval(draws),
-            "by_seed": {s: round(v, 4) for s, v in scores.items()}, "difference": None, "difference_interval": None,
+            "by_seed": {s: round(v, 4) for s, v in scores.items()}, "difference": None, "difference_to": None,
+            "difference_interval": None,
         }  # fmt: skip
-        if row is not against and row.frames == against.frames and list(row.confusions) == list(against.confusions):
+        if row is not against and _pairs(row, against):
             other = float(np.mean([mean_iou(c.sum(axis=0)) for c in against.confusions.values()]))
             entry |= {
                 "difference": round(mean - other, 4),
+                "difference_to": against.name,
                 "difference_interval": _interval(draws - _draws(against, seed)),
             }
         found.append({**entry, **row.facts})
     return found
+
+
+def _pairs(row: Row, other: Row) -> bool:
+    """Whether two rows were tested on the same frames with the same labels, and trained with the same seeds."""
+    if row.frames != other.frames or list(row.confusions) != list(other.confusions):
+        return False
+    pairs = zip(row.confusions.values(), other.confusions.values(), strict=True)
+    return all(a.shape == b.shape and np.array_equal(a.sum(axis=2), b.sum(axis=2)) for a, b in pairs)
 
 
 def _draws(row: Row, seed: int) -> np.ndarray:
@@ -88,10 +99,10 @@ def markdown(rows: Sequence[Mapping[str, Any]], axes: tuple[str, str] = ("", "va
         cells = [
             *([row["group"]] if groups else []), row["name"], percent(row["miou"]), _range(row["interval"]),
             "" if gain is None else f"{100 * gain:+.1f}", "" if reach is None else _range(reach, "+"), str(row["seeds"]),
-            f"{row['trainable']:,}", f"{row['step_seconds']:.3f}",
+            f"{row['trainable']:,}", "" if row["step_seconds"] is None else f"{row['step_seconds']:.3f}",
             "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}",
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

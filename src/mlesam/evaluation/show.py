@@ -62,7 +62,11 @@ def comparison(rows: Sequence[Mapping[str, Any]], heads: tuple[str, str], consol
             escape(row["name"]),
             f"{_percent(row['miou'])} [{_percent(row['interval'][0])}, {_percent(row['interval'][1])}]",
             "" if gain is None else f"{100 * gain:+.1f} [{100 * reach[0]:+.1f}, {100 * reach[1]:+.1f}]",
-            *((f"{row['trainable']:,}", f"{row['step_seconds']:.3f}") if wide else ()),
+            *(
+                (f"{row['trainable']:,}", "" if row["step_seconds"] is None else f"{row['step_seconds']:.3f}")
+                if wide
+                else ()
+            ),
         )
     console.print(view)
 

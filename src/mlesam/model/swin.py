@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
-from mlesam.errors import DataError, RequestError
+from mlesam.errors import DataError
 from mlesam.model.checkpoints import finite_or_raise
 from mlesam.model.experts import Update, unchanged
 from mlesam.model.folder import Fit, read_folder
@@ -155,10 +154,6 @@ def read(folder: Path, name: str, numbers: bool = True) -> tuple[SwinModel, Fit]
         raise DataError(
             f"{name} is a Swin with patches of {config.patch_size} pixels, {len(config.depths)} stages and {config.num_channels} "
             "channels; a foundation needs 4, 4 and 3, such as microsoft/swin-tiny-patch4-window7-224."
-        )
-    if not hasattr(trunk.encoder.layers[0].blocks[0].attention, "q_proj"):  # type: ignore[union-attr]
-        raise RequestError(
-            f"transformers {transformers.__version__} has other names for the parts of a Swin; install 5.23 or a later 5."
         )
     fit = replace(
         fit,

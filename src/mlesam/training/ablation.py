@@ -6,17 +6,18 @@ interrupted goes on where it stopped, and grids that share a folder of runs shar
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,37 +25,18 @@ from typing import Any
 import numpy as np
 import torch
 
-import mlesam
-from mlesam.config import Recipe, load_recipe, parse_yaml, plain
 from mlesam.errors import DataError, MlesamError, RequestError, WorkError, refuse_occupied
 from mlesam.evaluation.comparison import Row, compare, dot_plot, markdown
 from mlesam.evaluation.evaluate import evaluate, store
 from mlesam.evaluation.metrics import mean_iou
 from mlesam.model.checkpoints import load_tensors, replace_file, save_tensors
-from mlesam.model.run import LAST, LOG, RECIPE, RECORD, Run
-from mlesam.training.loop import frame_record, train
-from mlesam.training.prepare import Prepared, prepare
+from mlesam.model.run import LAST, LOG, RECORD, Run
+from mlesam.training.grid import SEED, VARIANT, Axes, Cell, plan
+from mlesam.training.loop import train
 
-SEED, VARIANT, TABLE = "seed", "variant", "ablation"
+TABLE = "ablation"
 CONFUSIONS = Path("evaluation") / "frames.safetensors"
 """Inside a run: each frame's confusion matrix (F, C, C) for every subset of the sensors."""
-
-Axes = Mapping[str, Mapping[str, Mapping[str, str]]]
-"""What is varied: ``{axis: {label: {"section.key": "text"}}}``."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training of a grid: its label on each axis, its recipe, the folder of its run, and the run that it extends."""
-
-    labels: dict[str, str]
-    recipe: Recipe
-    path: Path
-    extends: Path | None = None
-
-    @property
-    def name(self) -> str:
-        return ", ".join(f"{axis} {label}" for axis, label in self.labels.items()) or self.recipe.name
 
 
 @dataclass(frozen=True)
@@ -63,15 +45,15 @@ class Result:
 
     Attributes:
         confusions: ``{subset: (F, C, C)}``, the subset of all sensors last; frames: ids of the F frames.
-        trainable: parameters. step_seconds: median over the steps. peak_mib: the most memory that the training's process, or
-            its GPU, held. threads: of the CPU.
+        trainable: parameters. step_seconds: median over the steps, None for too few.
+        peak_mib: the most memory that the training's process, or its GPU, held. threads: of the CPU.
     """
 
     confusions: dict[str, np.ndarray]
     frames: tuple[str, ...]
     split: str
     trainable: int
-    step_seconds: float
+    step_seconds: float | None
     peak_mib: float | None
     threads: int
 
@@ -104,24 +86,43 @@ def ablate(
         runs: folder of the trainings, ``out/runs`` where it is None. jobs: trainings at a time.
         say: told of every training as it ends.
     """
-    if not (out / f"{TABLE}.json").is_file() and not (out / "runs").is_dir():
-        refuse_occupied(out)
+    if jobs < 1:
+        raise RequestError(f"--jobs is {jobs}, but it must be at least 1.")
+    asked = {
+        "recipe": None if recipe is None else str(recipe), "overrides": dict(overrides),
+        "axes": {axis: {label: dict(fields) for label, fields in labels.items()} for axis, labels in axes.items()},
+    }  # fmt: skip
+    _refuse_other(out, asked)
     cells = plan(recipe, overrides, axes, runs or out / "runs")
+    # What is asked for is there before its answer, so that a grid that was stopped is known by it.
+    replace_file(out / f"{TABLE}.json", json.dumps({**asked, "results": []}, indent=2, ensure_ascii=False) + "\n")
     failed = run_all(cells, jobs, say)
-    rows = compare(table(cells, failed))
+    rows = compare(table(cells, failed), _names(cells[0])[1])
     groups, *others = [axis for axis in axes if axis != SEED] or [VARIANT]
     heads = (groups, ", ".join(others)) if others else ("", groups)
-    content = {
-        "name": cells[0].recipe.name, "command": command, "axes": {a: list(labels) for a, labels in axes.items()},
-        "steps": cells[0].recipe.training.steps, "results": rows,
-    }  # fmt: skip
-    replace_file(out / f"{TABLE}.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    content = {"name": cells[0].recipe.name, "command": command, **asked, "results": rows}
+    replace_file(out / f"{TABLE}.json", json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if rows:
         replace_file(out / f"{TABLE}.md", markdown(rows, heads))
         replace_file(
             out / f"{TABLE}.svg", dot_plot(rows, f"{cells[0].recipe.name}: {' and '.join(h for h in heads if h)}")
         )
     return Ablation(rows, heads, [f"{cell.name}: {failed[cell.path]}" for cell in cells if cell.path in failed])
+
+
+def _refuse_other(out: Path, asked: Mapping[str, Any]) -> None:
+    """RequestError where a folder holds something else, another comparison for instance."""
+    known = out / f"{TABLE}.json"
+    if not known.is_file():
+        return refuse_occupied(out)
+    try:
+        before = json.loads(known.read_text(encoding="utf-8"))
+    except ValueError:
+        before = {}
+    if any(before.get(key) != value for key, value in asked.items()):
+        raise RequestError(
+            f"{out} holds another comparison; choose another --out (its trainings can be used with --runs {out / 'runs'})."
+        )
 
 
 def table(cells: Sequence[Cell], failed: Mapping[Path, str] | None = None) -> list[Row]:
@@ -134,121 +135,35 @@ def table(cells: Sequence[Cell], failed: Mapping[Path, str] | None = None) -> li
                 (cell.labels.get(SEED, str(cell.recipe.seed)), cell, read_result(cell.path))
             )
     found = []
-    for labels, own in rows.items():
+    for own in rows.values():
         results = [result for _, _, result in own]
-        subsets = [np.mean([float(mean_iou(c.sum(axis=0))) for c in r.confusions.values()]) for r in results]
-        peaks = [r.peak_mib for r in results if r.peak_mib is not None]
+        # A subset that no test frame has counts as little here as in an evaluation.
+        subsets = [np.nanmean([float(mean_iou(c.sum(axis=0))) for c in r.confusions.values()]) for r in results]
         facts = {
             "mean_over_subsets": round(float(np.mean(subsets)), 4),
-            "split": results[0].split, "frames": len(results[0].frames), "trainable": results[0].trainable,
-            "step_seconds": round(statistics.median(r.step_seconds for r in results), 4),
-            "peak_mib": round(statistics.median(peaks), 1) if peaks else None, "threads": results[0].threads,
+            "steps": own[0][1].recipe.training.steps, "split": results[0].split, "frames": len(results[0].frames),
+            "trainable": results[0].trainable,
+            "step_seconds": _median([r.step_seconds for r in results], 4),
+            "peak_mib": _median([r.peak_mib for r in results], 1), "threads": results[0].threads,
             "runs": {seed: cell.path.name for seed, cell, _ in own},
         }  # fmt: skip
-        group, name = ("", labels[0]) if len(labels) == 1 else (labels[0] if labels else "", ", ".join(labels[1:]))
+        group, name = _names(own[0][1])
         confusions = {seed: list(result.confusions.values())[-1] for seed, _, result in own}
-        found.append(Row(group, name or own[0][1].recipe.name, confusions, results[0].frames, facts))
+        found.append(Row(group, name, confusions, results[0].frames, facts))
     return found
 
 
-def axes(vary: Iterable[str], variants: Iterable[Sequence[str]]) -> Axes:
-    """The axes of ``--vary`` and ``--variant``; ``seed`` is always the last."""
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    for text in vary:
-        key, axis = parse_vary(text)
-        if key in found:
-            raise RequestError(f"--vary names {key} twice; give all of its values at once.")
-        found[key] = axis
-    named: dict[str, dict[str, str]] = {}
-    for words in variants:
-        name, changes = parse_variant(words)
-        if name in named:
-            raise RequestError(f"--variant names {name!r} twice; give each its own name.")
-        named[name] = changes
-    if named:
-        found[VARIANT] = named
-    if not found:
-        raise RequestError("nothing is varied; give --vary KEY=A,B,... or --variant NAME KEY=VALUE ...")
-    return {axis: found[axis] for axis in sorted(found, key=lambda axis: axis == SEED)}
+def _names(cell: Cell) -> tuple[str, str]:
+    """Group and name of a cell's row: its label on the first axis, and those on the others; the seed is no part of either."""
+    labels = [label for axis, label in cell.labels.items() if axis != SEED]
+    if len(labels) < 2:
+        return "", labels[0] if labels else cell.recipe.name
+    return labels[0], ", ".join(labels[1:])
 
 
-def parse_vary(text: str) -> tuple[str, dict[str, dict[str, str]]]:
-    """``"model.rank=4,8"`` as an axis: its name and ``{label: {key: text}}``. Lists in it are written ``[rgb,depth],[rgb]``."""
-    key, equals, values = text.partition("=")
-    try:
-        items = parse_yaml(f"[{values}]")
-    except ValueError:
-        items = []
-    if not equals or not key or not items:
-        raise RequestError(
-            f"--vary {text!r} cannot be read; write a field and its values, for example model.rank=4,8,16."
-        )
-    axis = {_label(item): {key: json.dumps(item)} for item in items}
-    if len(axis) < len(items):
-        raise RequestError(f"--vary {text!r} gives a value twice; give each once.")
-    return key, axis
-
-
-def parse_variant(words: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """``["shared", "model.experts=shared", "model.rank=8"]``: a name and the fields that it changes together."""
-    name, *changes = words
-    pairs = {key: value for key, equals, value in (change.partition("=") for change in changes) if equals}
-    if len(pairs) < len(changes) or "=" in name:
-        raise RequestError(
-            f"--variant {' '.join(words)!r} cannot be read; write a name and fields, for example: shared model.experts=shared."
-        )
-    return name, pairs
-
-
-def _label(value: object) -> str:
-    if isinstance(value, list):
-        return "+".join(str(v) for v in value) or "[]"
-    return "none" if value is None else str(value)
-
-
-def plan(recipe: Path | None, overrides: Mapping[str, str], axes: Axes, runs: Path) -> list[Cell]:
-    """Every combination of the axes' labels, the last axis changing fastest. Nothing is trained yet, but every recipe is
-    checked and its dataset opened.
-
-    Args:
-        recipe: YAML file that all have in common (None: the default recipe), overrides: fields on top of it.
-        runs: folder of the runs.
-    """
-    cells = []
-    for labels in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, labels, strict=True))
-        changes: dict[str, str] = {}
-        for axis, label in chosen.items():
-            twice = changes.keys() & axes[axis][label].keys()
-            if twice:
-                raise RequestError(f"{min(twice)} is varied on two axes; give it on one.")
-            changes |= axes[axis][label]
-        own = load_recipe(recipe, {**overrides, **changes})
-        prepared = prepare(own)
-        cells.append(Cell(chosen, own, runs / identity(prepared)))
-    return cells
-
-
-def identity(prepared: Prepared) -> str:
-    """Name of a training's folder: a hash of what its recipe changes, of its frames, and of the package's version.
-
-    Fields at their default are left out, so that a field that is new in the package makes no training another one.
-    """
-    values = _changed(plain(prepared.recipe), plain(Recipe()))
-    values.pop("name", None)
-    content = [values, frame_record(prepared), mlesam.__version__]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
-    for key, value in values.items():
-        default = defaults.get(key)
-        if isinstance(value, dict) and isinstance(default, dict) and key in ("data", "model", "training"):
-            found[key] = _changed(value, default)
-        elif value != default:
-            found[key] = value
-    return found
+def _median(values: Sequence[float | None], digits: int) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), digits) if known else None
 
 
 def run_all(cells: Iterable[Cell], jobs: int = 1, say: Callable[[str], None] = lambda text: None) -> dict[Path, str]:
@@ -296,6 +211,8 @@ def run_all(cells: Iterable[Cell], jobs: int = 1, say: Callable[[str], None] = l
 
 def _start(pool: ProcessPoolExecutor, cell: Cell) -> Future[str]:
     """Begin a cell. Its process inherits the mask: Ctrl-C must not meet it while it imports, before it can say what it means."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return pool.submit(_run, cell)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(_run, cell)
@@ -304,28 +221,52 @@ def _start(pool: ProcessPoolExecutor, cell: Cell) -> Future[str]:
 
 
 def _run(cell: Cell) -> str:
-    """Train and test one cell, in a process of its own; go on with what an interrupted grid left."""
+    """Train and test one cell, in a process of its own."""
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        return _train_and_test(cell)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        with _alone(cell.path):
+            return _train_and_test(cell)
     except KeyboardInterrupt:
         raise WorkError("stopped") from None
+    except MlesamError:
+        raise
+    except Exception as error:  # out of memory, for instance: the others of the grid must not lose by it
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise WorkError(f"{type(error).__name__}: {reason}") from error
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process is in this folder. The lock goes with its process, however that ends."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _train_and_test(cell: Cell) -> str:
+    """Go on with what an interrupted grid left."""
     began = time.monotonic()
+    if (cell.path / CONFUSIONS).is_file():
+        return "done by another grid"
     if (cell.path / LAST).is_file():
         run = Run.load(cell.path)
         if load_tensors(cell.path / LAST, "none of them")[1]["step"] < run.recipe.training.steps:  # type: ignore[operator]
             run = train(run.recipe, cell.path, resume=True)
     else:
-        for name in (RECIPE, RECORD, LOG):  # of a training that was stopped before its first checkpoint
-            (cell.path / name).unlink(missing_ok=True)
+        shutil.rmtree(cell.path, ignore_errors=True)  # of a training that was killed before its first checkpoint
         run = train(cell.recipe, cell.path, extend=cell.extends, command=f"mlesam ablate ({cell.name})")
     evaluation = evaluate(run)
+    metrics = evaluation.metrics
+    if metrics["summary"]["full"] is None:
+        raise DataError(
+            f"no pixel of split {metrics['split']} of {metrics['dataset']} is scored, so nothing can be compared; label it."
+        )
     store(run, evaluation, None)
     matrices = {c.name: torch.from_numpy(c.confusions.astype(np.int32)) for c in evaluation.conditions}
-    metrics = evaluation.metrics
     facts = {"frames": list(metrics["frame_miou"]), "split": metrics["split"], "subsets": list(matrices)}
     save_tensors(cell.path / CONFUSIONS, matrices, facts)
     return f"mIoU {100 * metrics['summary']['full']:.1f}  ({time.monotonic() - began:.0f} s)"
@@ -336,15 +277,16 @@ def read_result(path: Path) -> Result:
     tensors, facts = load_tensors(path / CONFUSIONS)
     record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     events = _events(path)
-    clock = [e["seconds"] for e in events if e["event"] == "step"]
+    # A step after a validation waited for it, and a resumed training's clock starts again.
+    pairs = [(a, b) for a, b in itertools.pairwise(events) if a["event"] == b["event"] == "step"]
+    steps = [b["seconds"] - a["seconds"] for a, b in pairs if b["seconds"] >= a["seconds"]]
     peaks = [e["peak_mib"] for e in events if e.get("peak_mib")]
-    steps = [b - a for a, b in itertools.pairwise(clock) if b >= a]  # a resumed training's clock starts again
     return Result(
         {name: tensors[name].numpy().astype(np.int64) for name in facts["subsets"]},  # type: ignore[attr-defined]
         tuple(facts["frames"]),  # type: ignore[arg-type]
         str(facts["split"]),
         record["parameters"]["trainable"],
-        statistics.median(steps) if steps else clock[-1],
+        statistics.median(steps) if steps else None,
         max(peaks, default=None),
         record["machine"]["threads"],
     )
