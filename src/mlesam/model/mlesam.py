@@ -87,6 +87,22 @@ class Features:
         number = torch.cumsum(wanted, dim=0) - 1
         return replace(kept, frames=tuple(number[f] for f in kept.frames), count=int(wanted.sum()))
 
+    @staticmethod
+    def join(parts: Iterable[Features]) -> Features:
+        """Features of the same frames, each of other sensors, as one encode of all of them would give them."""
+        parts = list(parts)
+        rows = {
+            segment.modality: (tuple(level[segment.start : segment.stop] for level in part.levels), owners)
+            for part in parts
+            for segment, owners in zip(part.segments, part.frames, strict=True)
+        }
+        order, start, segments = canonical_order(rows), 0, []
+        for modality in order:
+            segments.append(Segment(modality, start, start + len(rows[modality][1])))
+            start = segments[-1].stop
+        levels = tuple(torch.cat([rows[m][0][i] for m in order]) for i in range(len(parts[0].levels)))
+        return replace(parts[0], levels=levels, segments=tuple(segments), frames=tuple(rows[m][1] for m in order))
+
     def select(self, modalities: Iterable[str]) -> Features:
         """Only these sensors. To be decoded, every frame must have one of them: see :meth:`covered`."""
         wanted = set(modalities)
