@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -100,17 +101,29 @@ def event_noise(values: Tensor, spec: SensorSpec, rate: float, rng: np.random.Ge
 
 
 def motion_blur(values: Tensor, spec: SensorSpec, share: float, rng: np.random.Generator) -> Tensor:
-    """The mean along a line at any angle, a share of the width long; what was not measured takes no part."""
-    angle = float(rng.uniform(0, math.pi))
-    length = pixels(share, max(values.shape[-2:]))
+    """The mean along a line at any angle, a share of the longer side long; what was not measured takes no part."""
+    kernel = _line(share * max(values.shape[-2:]), float(rng.uniform(0, math.pi)))
+
+    def along(channels: Tensor) -> Tensor:
+        smeared = [cv2.filter2D(c.numpy(), -1, kernel, borderType=cv2.BORDER_REPLICATE) for c in channels]
+        return torch.from_numpy(np.stack(smeared))
+
     known = torch.isfinite(values)
-    total, weight = torch.zeros_like(values), torch.zeros_like(values)
-    for step in range(length + 1):
-        along = step - length / 2
-        dy, dx = round(along * math.sin(angle)), round(along * math.cos(angle))
-        total += moved(torch.where(known, values, 0.0), dy, dx, None)
-        weight += moved(known.to(values.dtype), dy, dx, None)
-    return torch.where(known, total / weight.clamp(min=1), values)
+    total, weight = along(torch.where(known, values, 0.0)), along(known.to(values.dtype))
+    return torch.where(known, total / weight.clamp(min=1e-3), values)
+
+
+def _line(length: float, angle: float) -> np.ndarray:
+    """A filter kernel that sums to 1: a line of any length in pixels, whose points count for the four pixels around them."""
+    reach = math.ceil(length / 2) + 1
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), dtype=np.float32)
+    along = np.linspace(-length / 2, length / 2, 4 * math.ceil(length) + 1)
+    y, x = reach + along * math.sin(angle), reach + along * math.cos(angle)
+    top, left = np.floor(y).astype(int), np.floor(x).astype(int)
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        part = np.abs(1 - down - (y - top)) * np.abs(1 - right - (x - left))
+        np.add.at(kernel, (top + down, left + right), part)
+    return kernel / kernel.sum()
 
 
 def fog(values: Tensor, spec: SensorSpec, clear: float, rng: np.random.Generator) -> Tensor:
