@@ -94,10 +94,15 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     ablate.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time (1)")
 
-    evaluate = command("evaluate", "Test a run with every subset of its sensors.")
+    evaluate = command("evaluate", "Test a run with missing, noisy or broken sensors, under a protocol.")
     evaluate.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")
     _foundation_options(evaluate)
-    evaluate.add_argument("--protocol", default="subsets", help="subsets (default)")
+    evaluate.add_argument(
+        "--protocol", default="subsets", help="subsets (default), emm, rmm, nm, cases, faults or all: docs/protocols.md"
+    )
+    evaluate.add_argument(
+        "--published-noise", type=int, metavar="N", help="nm as in the published scripts, on batches of N frames"
+    )
     evaluate.add_argument("--data", metavar="DATASET", help="another dataset than the run's own")
     evaluate.add_argument(
         "--class-map", type=Path, metavar="FILE", help="YAML: class of that dataset: class of the run"
@@ -122,6 +127,13 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     predict.add_argument("--split", help="with --input: only this split")
     predict.add_argument("--modalities", metavar="A,B", help="with --input: use only these sensors")
+    predict.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="SENSOR:NAME:SEVERITY",
+        help="break a sensor first, for example rgb:fog:3; repeatable (docs/protocols.md lists the faults)",
+    )
     predict.add_argument("--out", type=Path, metavar="DIR", required=True)
 
     export = command("export", "Write a run as an adapter to share, or one sensor's expert for PEFT.")

@@ -199,30 +199,42 @@ def _ablate(options: argparse.Namespace, others: dict[str, str], command: str) -
 
 def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
     _nothing_left(others, "evaluate")
-    from mlesam.evaluation.evaluate import evaluate, store
+    from mlesam.evaluation.evaluate import ALL, evaluate, evaluate_all, store, store_all
     from mlesam.evaluation.show import table
 
     console = _console()
-    run = _load_run(options)
-    with _counting(console, "evaluating") as advance:
-        evaluation = evaluate(
-            run,
-            protocol=options.protocol,
-            data=options.data,
-            class_map=options.class_map,
-            split=options.split,
-            limit=options.frames,
-            advance=advance,
-        )
-    path = store(run, evaluation, options.out)
-    table(evaluation.metrics, console)
-    if evaluation.left_out:
-        names = ", ".join(evaluation.left_out[:5])
-        text = (
-            f"{len(evaluation.left_out)} frames have no label or none of the run's sensors and were left out: {names}"
-        )
+
+    def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
-    console.print(f"stored in {path}{f' and {options.out}' if options.out else ''}", soft_wrap=True, highlight=False)
+
+    run = _load_run(options)
+    chosen = {
+        "data": options.data,
+        "class_map": options.class_map,
+        "split": options.split,
+        "limit": options.frames,
+        "published_noise": options.published_noise,
+    }
+    notes: dict[str, str] = {}
+    with _counting(console, "evaluating") as advance:
+        if options.protocol == ALL:
+            found, notes = evaluate_all(run, **chosen, advance=advance)
+        else:
+            found = {options.protocol: evaluate(run, protocol=options.protocol, **chosen, advance=advance)}
+    if options.protocol == ALL:
+        paths = store_all(run, found, notes, options.out)
+    else:
+        paths = [store(run, found[options.protocol], options.out)]
+    for evaluation in found.values():
+        table(evaluation.metrics, console)
+    for name, why in notes.items():
+        say(f"protocol {name} was left out: {why}")
+    left_out = next(iter(found.values())).left_out
+    if left_out:
+        names = ", ".join(left_out[:5])
+        say(f"{len(left_out)} frames have no label or none of the run's sensors and were left out: {names}")
+    stored = paths[0] if len(paths) == 1 else f"{paths[0].parent} ({', '.join(path.name for path in paths)})"
+    say(f"stored in {stored}{f' and {options.out}' if options.out else ''}")
     return 0
 
 
@@ -253,7 +265,9 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
     from mlesam.data.dataset import Frame
     from mlesam.inference.predict import find_frames, predict_frames
     from mlesam.inference.segmenter import Segmenter
+    from mlesam.sensors.faults import SensorFault
 
+    faults = [SensorFault.parse(text) for text in options.fault]
     segmenter = Segmenter.load(options.run, foundation=options.foundation, any_foundation=options.any_foundation)
     chosen = options.modalities.split(",") if options.modalities else None
     for modality in [*files, *(chosen or ())]:
@@ -262,6 +276,9 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
     if files:
         paths = {m: Path(p) for m, p in files.items()}
         frames = [Frame(next(iter(paths.values())).stem, paths)]
+        for fault in faults:
+            if fault.fault.needs_earlier:
+                raise RequestError(f"{fault} shows an earlier frame, and single files have none; give --input DATASET.")
     else:
         frames = find_frames(options.input, options.split)
     console = _console()
@@ -273,7 +290,15 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
             done += more
             advance(done, len(frames))
 
-        summary = predict_frames(segmenter, frames, options.out, modalities=chosen, run=str(options.run), advance=count)
+        summary = predict_frames(
+            segmenter,
+            frames,
+            options.out,
+            modalities=chosen,
+            faults=faults,
+            run=str(options.run),
+            advance=count,
+        )
     for row in summary["frames"][:5]:
         shares = ", ".join(f"{m} {w:.2f}" for m, w in row["weights"].items())
         console.print(f"{row['id']}: trust {shares}", markup=False, highlight=False)

@@ -56,6 +56,8 @@ class DataConfig:
     """Probability of a horizontal flip."""
     photometric: float = 1.0
     """Strength of the changes of brightness, contrast, blur and noise, by kind of sensor. 0 switches them off."""
+    faults: float = 0.0
+    """Probability per frame that one of its sensors gets a random fault (``mlesam.sensors.faults``, those that are seen)."""
     workers: int = 1
     """Processes that load training frames. 0 loads them in the main process."""
 
@@ -166,6 +168,7 @@ def check_ranges(recipe: Recipe) -> None:
         ("data.scale", data.scale, 0 < data.scale[0] <= data.scale[1], "two positive numbers, smaller first"),
         ("data.flip", data.flip, 0 <= data.flip <= 1, "between 0 and 1"),
         ("data.photometric", data.photometric, 0 <= data.photometric <= 3, "between 0 and 3"),
+        ("data.faults", data.faults, 0 <= data.faults <= 1, "between 0 and 1"),
         ("data.workers", data.workers, data.workers >= 0, "at least 0"),
         ("model.rank", model.rank, model.rank >= 0, "at least 0"),
         ("model.targets", list(model.targets), 0 < len(set(model.targets)) == len(model.targets), "at least one, each once"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from mlesam.config import DataConfig
 from mlesam.data.dataset import Frame
+from mlesam.data.faulty import earlier_values
 from mlesam.data.reading import read_frame
 from mlesam.data.transforms import evaluation_sample, training_sample
 from mlesam.errors import MlesamError
@@ -37,7 +39,8 @@ class TrainingFrames(TorchDataset):
         try:
             sample = read_frame(self.frames[index], self.sensors, self.classes)
             rng = np.random.default_rng([self.seed, epoch, index])
-            return training_sample(sample, self.sensors, self.config, rng)
+            earlier = partial(earlier_values, self.frames, self.sensors, index)
+            return training_sample(sample, self.sensors, self.config, rng, earlier)
         except MlesamError as error:
             return error
 

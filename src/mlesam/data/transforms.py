@@ -13,6 +13,7 @@ from torch import Tensor
 from mlesam.config import DataConfig
 from mlesam.data.reading import resized
 from mlesam.sample import IGNORE, Sample
+from mlesam.sensors.faults import Earlier, random_fault
 from mlesam.sensors.spec import SensorSpec
 
 
@@ -63,12 +64,22 @@ class Geometry:
 
 
 def training_sample(
-    sample: Sample, sensors: Mapping[str, SensorSpec], config: DataConfig, rng: np.random.Generator
+    sample: Sample,
+    sensors: Mapping[str, SensorSpec],
+    config: DataConfig,
+    rng: np.random.Generator,
+    earlier: Earlier | None = None,
 ) -> Sample:
-    """A random crop of a frame as :func:`mlesam.data.reading.read_frame` returns it, changed and normalised."""
+    """A random crop of a frame as :func:`mlesam.data.reading.read_frame` returns it, changed and normalised.
+
+    Args:
+        earlier: brings earlier frames for faults in time; without it none of those happens.
+    """
     geometry = Geometry.sample(rng, tuple(next(iter(sample.images.values())).shape[-2:]), config)  # type: ignore[arg-type]
     images = {}
     base = int(rng.integers(2**31))
+    if config.faults and rng.random() < config.faults:
+        sample = random_fault(sample, sensors, rng, earlier)
     for modality, values in sample.images.items():
         spec = sensors[modality]
         values = geometry.apply(values, spec.interpolation)

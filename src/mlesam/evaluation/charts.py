@@ -49,13 +49,17 @@ def bar(value: float | None, top: float, class_: str = "") -> Html:
     return h("span", h("b", percent(value)), class_=f"bar {class_}".strip(), style=f"--v:{length:.2f}%")
 
 
-def heat(value: float | None, low: float, high: float, text: str | None = None, class_: str = "") -> Html:
+def heat(
+    value: float | None, low: float, high: float, text: str | None = None, class_: str = "", **attributes: object
+) -> Html:
     """A table cell whose colour is the value between ``low`` and ``high``."""
     if value is None:
-        return h("td", "–", class_=f"none {class_}".strip())
+        return h("td", "–", class_=f"none {class_}".strip(), **attributes)
     share = min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.0
     classes = " ".join(c for c in ("hot" if share > 0.7 else "", class_) if c)
-    return h("td", percent(value) if text is None else text, class_=classes or None, style=f"--h:{share:.3f}")
+    return h(
+        "td", percent(value) if text is None else text, class_=classes or None, style=f"--h:{share:.3f}", **attributes
+    )
 
 
 def diverging(value: float | None, reach: float) -> Html:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,23 @@ import torch
 
 from mlesam.config import DataConfig, read_yaml
 from mlesam.data.dataset import Dataset, Frame, open_dataset
+from mlesam.data.faulty import BrokenFrames
 from mlesam.data.loading import EvaluationFrames, batches, evaluation_loader
 from mlesam.data.reading import resolve_classes
 from mlesam.errors import DataError, RequestError, did_you_mean
-from mlesam.evaluation.protocols import Condition, evaluate_subsets, metrics
+from mlesam.evaluation.faulted import Faults
+from mlesam.evaluation.protocols import Cases, Condition, Protocol, Subsets
+from mlesam.evaluation.protocols import run as run_protocol
+from mlesam.evaluation.published import EntireMissing, Noisy, RandomMissing
+from mlesam.evaluation.results import metrics
 from mlesam.model.checkpoints import replace_file
+from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run
 from mlesam.sample import Classes
 from mlesam.sensors.spec import SensorSpec
 
-PROTOCOLS = ("subsets",)
+PROTOCOLS = ("subsets", "emm", "rmm", "nm", "cases", "faults")
+ALL = "all"
 FOLDER = "evaluation"
 
 
@@ -47,44 +54,138 @@ def evaluate(
     class_map: Path | None = None,
     split: str | None = None,
     limit: int | None = None,
+    published_noise: int | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Test a run's model under a protocol.
 
     Args:
+        protocol: one of ``PROTOCOLS``.
         data: another dataset than the run's own, by name.
         class_map: YAML file ``{class of that dataset: class of the run, or null to ignore it}``.
         split: default as :meth:`Dataset.default_split`.
         limit: only the first frames.
+        published_noise: ``nm`` as the published scripts do it, on batches of so many frames.
         advance: called with frames done and frames in all.
+
+    Raises:
+        RequestError: no such protocol, or what :func:`open_split` refuses. DataError: the protocol needs what the data lack.
     """
     if protocol not in PROTOCOLS:
-        raise RequestError(f"unknown protocol {protocol!r}{did_you_mean(protocol, PROTOCOLS)}")
-    if limit is not None and limit < 1:
-        raise RequestError(f"--frames is {limit}, but it must be at least 1.")
-    scored = open_split(run, data, class_map, split)
-    frames, modalities = scored.frames[:limit], tuple(scored.sensors)
-    model = run.load_model().to("cuda" if torch.cuda.is_available() else "cpu")
-    loader = evaluation_loader(EvaluationFrames(frames, scored.sensors, scored.classes, run.recipe.data.resize))
-    done = 0
+        raise RequestError(f"unknown protocol {protocol!r}{did_you_mean(protocol, (*PROTOCOLS, ALL))}")
+    _check_noise(protocol, published_noise)
+    return _Test.prepare(run, data, class_map, split, limit).under(protocol, published_noise, advance)
 
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        advance(done, len(frames))
 
-    conditions = evaluate_subsets(model, batches(loader), modalities, frames, count)
-    result = metrics(
-        conditions,
-        frames,
-        dataset=scored.dataset,
-        split=scored.split,
-        modalities=modalities,
-        classes=run.classes.names,
-        protocol=protocol,
-        seed=run.recipe.seed,
-    )
-    return Evaluation(result, conditions, frames, scored.left_out)
+def evaluate_all(
+    run: Run,
+    *,
+    data: str | None = None,
+    class_map: Path | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    published_noise: int | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    """Test a run's model under every protocol; the arguments are those of :func:`evaluate`.
+
+    Returns:
+        What each protocol found, and for each that the data cannot have, why not.
+    """
+    _check_noise(ALL, published_noise)
+    test = _Test.prepare(run, data, class_map, split, limit)
+    found: dict[str, Evaluation] = {}
+    notes: dict[str, str] = {}
+    for i, name in enumerate(PROTOCOLS):
+
+        def count(done: int, total: int, before: int = i) -> None:
+            advance(before * total + done, len(PROTOCOLS) * total)
+
+        if name == Cases.name and not any(frame.tags for frame in test.frames):
+            notes[name] = f"the {len(test.frames)} frames have no tags"
+            continue
+        found[name] = test.under(name, published_noise, count)
+    return found, notes
+
+
+def _check_noise(protocol: str, published_noise: int | None) -> None:
+    if published_noise is None:
+        return
+    if protocol not in (Noisy.name, ALL):
+        raise RequestError(f"--published-noise belongs to protocol nm, not to {protocol}; leave it out.")
+    if published_noise < 1:
+        raise RequestError(f"--published-noise is {published_noise}, but a batch has at least 1 frame.")
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A model and the frames it is tested on."""
+
+    run: Run
+    scored: Scored
+    frames: list[Frame]
+    model: MLESAM
+
+    @staticmethod
+    def prepare(run: Run, data: str | None, class_map: Path | None, split: str | None, limit: int | None) -> _Test:
+        if limit is not None and limit < 1:
+            raise RequestError(f"--frames is {limit}, but it must be at least 1.")
+        scored = open_split(run, data, class_map, split)
+        model = run.load_model().to("cuda" if torch.cuda.is_available() else "cpu")
+        return _Test(run, scored, scored.frames[:limit], model)
+
+    def under(self, name: str, published_noise: int | None, advance: Callable[[int, int], None]) -> Evaluation:
+        scored, resize = self.scored, self.run.recipe.data.resize
+        protocol = self._protocol(name, published_noise is not None)
+        reader = EvaluationFrames(self.frames, scored.sensors, scored.classes, resize)
+        loader = evaluation_loader(reader, (published_noise or 1) if name == Noisy.name else 1)
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            advance(done, len(self.frames))
+
+        modalities = tuple(scored.sensors)
+        conditions = run_protocol(protocol, self.model, batches(loader), modalities, self.frames, count)
+        result = metrics(
+            protocol,
+            conditions,
+            self.frames,
+            dataset=scored.dataset,
+            split=scored.split,
+            modalities=modalities,
+            classes=self.run.classes.names,
+            seed=self.run.recipe.seed,
+        )
+        if name == Noisy.name and published_noise is not None:
+            result["published_noise"] = published_noise
+        return Evaluation(result, conditions, self.frames, scored.left_out)
+
+    def _protocol(self, name: str, whole_batch: bool) -> Protocol:
+        scored, seed = self.scored, self.run.recipe.seed
+        modalities = tuple(scored.sensors)
+        if name == EntireMissing.name:
+            return EntireMissing(modalities)
+        if name == RandomMissing.name:
+            return RandomMissing(modalities, seed)
+        if name == Noisy.name:
+            return Noisy(scored.sensors, seed, whole_batch)
+        if name == Cases.name:
+            return Cases(modalities, self.frames, f"split {scored.split!r} of {scored.dataset}")
+        if name == Faults.name:
+            return Faults(BrokenFrames(self.frames, scored.sensors, self.run.recipe.data.resize, seed))
+        return Subsets(modalities)
+
+
+def store_all(run: Run, found: Mapping[str, Evaluation], notes: Mapping[str, str], out: Path | None) -> list[Path]:
+    """Store every protocol's result inside the run, and all together in ``out``. Returns the paths inside the run."""
+    paths = [store(run, evaluation, None) for evaluation in found.values()]
+    if out is not None:
+        parts = ",\n".join(f"{json.dumps(name)}: {dumps(e.metrics).rstrip()}" for name, e in found.items())
+        rest = f',\n"notes": {json.dumps(notes)}' if notes else ""
+        replace_file(out, f'{{"protocols": {{\n{parts}\n}}{rest}}}\n')
+    return paths
 
 
 def store(run: Run, evaluation: Evaluation, out: Path | None) -> Path:
@@ -92,7 +193,8 @@ def store(run: Run, evaluation: Evaluation, out: Path | None) -> Path:
     result = evaluation.metrics
     own = result["dataset"] == run.recipe.data.dataset
     other = "" if own else re.sub(r"[^A-Za-z0-9]+", "-", result["dataset"]).strip("-") + "-"
-    path = run.path / FOLDER / f"{result['protocol']}-{other}{result['split']}-{result['frames']}.json"
+    published = "-published" if "published_noise" in result else ""
+    path = run.path / FOLDER / f"{result['protocol']}{published}-{other}{result['split']}-{result['frames']}.json"
     text = dumps(result)
     replace_file(path, text)
     if out is not None:

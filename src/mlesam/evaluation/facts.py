@@ -41,6 +41,8 @@ class Facts:
     pictures: list[Shown] = field(default_factory=list)
     missing: str = ""
     total: int = 0
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Stored results of the other protocols by name, on the same split."""
 
     @property
     def modalities(self) -> list[str]:
@@ -164,9 +166,23 @@ def stored_metrics(run: Run) -> dict[str, Any] | None:
     return max(found, key=lambda m: (m["split"] == "test", m["split"] == "val", m["frames"]), default=None)
 
 
-def _usable(metrics: Mapping[str, Any], run: Run) -> bool:
+def stored_protocols(run: Run, split: str) -> dict[str, dict[str, Any]]:
+    """Of each protocol but ``subsets`` and of this split, the run's own stored result with the most frames."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((run.path / FOLDER).glob("*.json")):
+        metrics = _json_object(path)
+        if metrics is None or metrics.get("split") != split or "published_noise" in metrics:
+            continue
+        name = str(metrics.get("protocol"))
+        if name != "subsets" and _usable(metrics, run, name):
+            best = found.get(name)
+            found[name] = metrics if best is None or metrics["frames"] > best["frames"] else best
+    return found
+
+
+def _usable(metrics: Mapping[str, Any], run: Run, protocol: str = "subsets") -> bool:
     return (
-        metrics.get("protocol") == "subsets"
+        metrics.get("protocol") == protocol
         and metrics.get("dataset") == run.recipe.data.dataset
         and metrics.get("classes") == list(run.classes.names)
         and set(metrics.get("modalities", ())) <= set(run.sensors)

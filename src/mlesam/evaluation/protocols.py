@@ -1,14 +1,17 @@
-"""Protocols: fixed ways to test with missing sensors.
+"""Protocols: fixed ways to test with missing, noisy or broken sensors. Here what they share, ``subsets`` and ``cases``.
 
-``subsets`` tests every non-empty subset of the sensors; a sensor outside the subset is absent, not zero. Each frame goes
-through the trunk once: the sensors meet only in the router, so every subset is decoded from the same features.
+A protocol is a list of rows, and for each batch the features that each row is decoded from. The loop over them is the same for
+all: :func:`run`. The sensors meet only in the router, so a protocol sends each sensor through the trunk once for each state
+that it tests it in, however many rows that state takes part in. docs/protocols.md says what each protocol does and where it
+comes from.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,29 +20,127 @@ import torch.nn.functional as F
 
 from mlesam.data.dataset import Frame
 from mlesam.errors import DataError
-from mlesam.evaluation.metrics import confusion_matrix, mean_iou, number, scores
-from mlesam.model.mlesam import MLESAM
+from mlesam.evaluation.metrics import confusion_matrix
+from mlesam.model.mlesam import MLESAM, Features
 from mlesam.sample import Batch
+
+DELIVER_CASES = (
+    "cloud", "fog", "night", "rain", "sun",
+    "motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres",
+)  # fmt: skip
+"""DELIVER's cases, in the order of its paper: they come first, any others follow by name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of a result tests.
+
+    Attributes:
+        present: sensors whose data are as they should be. A frame that has none of them is left out of the row.
+        given: sensors that the model is given, with whatever data (None: those that are present).
+        details: further fields of the row in ``metrics.json``.
+        reference: what other rows are compared with; takes no part in mean and worst.
+    """
+
+    name: str
+    present: tuple[str, ...]
+    given: tuple[str, ...] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    reference: bool = False
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        return self.present if self.given is None else self.given
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One row of a result: which sensors were there, and for each frame its confusion matrix and whom the router trusted.
+    """A row tested: for each frame its confusion matrix and whom the router trusted.
 
     Attributes:
-        confusions: (F, C, C) int64. counted: (F,) bool, False where a frame has none of the sensors.
+        confusions: (F, C, C) int32. counted: (F,) bool, False where a frame has none of the sensors.
         shares: (F, M) float64, each sensor's effective share in the fused maps, averaged over levels. The columns are all
             the sensors that the protocol tests, in its order. A row sums to 1, and is 0 where the frame is not counted.
     """
 
-    present: tuple[str, ...]
+    row: Row
     confusions: np.ndarray
     counted: np.ndarray
     shares: np.ndarray
 
     @property
     def name(self) -> str:
-        return "+".join(self.present)
+        return self.row.name
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        return self.row.present
+
+
+class Protocol(ABC):
+    """A way to test.
+
+    Attributes:
+        name: as on the command line. rows: in the order of the result; the last one has all sensors as they should be.
+    """
+
+    name: str
+    rows: list[Row]
+
+    @abstractmethod
+    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
+        """For each row that a batch takes part in, its number and what it is decoded from. Frames keep their numbers."""
+
+    def finish(self, conditions: list[Condition]) -> list[Condition]:
+        """Rows that need no decoding of their own."""
+        return conditions
+
+    def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Fields of ``summary`` besides mean, full and worst. ``rows``: as in ``metrics.json``."""
+        return {}
+
+
+class Subsets(Protocol):
+    """Every non-empty subset of the sensors; a sensor outside the subset is absent, not zero."""
+
+    name = "subsets"
+
+    def __init__(self, modalities: Sequence[str]) -> None:
+        self.rows = [Row("+".join(subset), subset) for subset in subsets(modalities)]
+
+    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
+        features = model.encode(batch)
+        for i, row in enumerate(self.rows):
+            if set(row.present) & set(features.modalities):
+                yield i, features.select(row.present)
+
+
+class Cases(Protocol):
+    """One row for each tag, with all sensors, over the tag's own frames."""
+
+    name = "cases"
+
+    def __init__(self, modalities: Sequence[str], frames: Sequence[Frame], where: str) -> None:
+        """``where``: what the frames are called in messages. DataError where no frame has a tag."""
+        tags = {tag for frame in frames for tag in frame.tags}
+        if not tags:
+            raise DataError(
+                f"{where} has no tags, and protocol cases has a row for each; list the ids of a tag's frames in "
+                "ROOT/tags/<tag>.txt (docs/data.md), or choose another protocol."
+            )
+        chosen = [c for c in DELIVER_CASES if c in tags] + sorted(tags - set(DELIVER_CASES))
+        self.own = [np.array([tag in frame.tags for frame in frames]) for tag in chosen]
+        present, nothing = tuple(modalities), {"fault": None, "severity": None}
+        self.rows = [Row(tag, present, details=nothing) for tag in chosen]
+        self.rows.append(Row("all frames", present, details=nothing, reference=True))
+
+    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
+        yield len(self.rows) - 1, model.encode(batch)
+
+    def finish(self, conditions: list[Condition]) -> list[Condition]:
+        full = conditions[-1]
+        cases = [replace(full, row=r, counted=full.counted & o) for r, o in zip(self.rows, self.own, strict=False)]
+        return [*cases, full]
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -49,52 +150,64 @@ def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 @torch.inference_mode()
-def evaluate_subsets(
+def run(
+    protocol: Protocol,
     model: MLESAM,
     batches: Iterable[Batch],
     modalities: Sequence[str],
     frames: Sequence[Frame],
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[Condition]:
-    """Run the ``subsets`` protocol.
+    """Test a model under a protocol.
 
     Args:
         batches: the frames, in any grouping; every one with a label.
-        modalities: the sensors whose subsets are tested.
+        modalities: the sensors that the protocol tests.
         advance: called with the number of frames done since the last call.
     """
     classes = model.num_classes
     device = next(model.parameters()).device
     index = {frame.id: i for i, frame in enumerate(frames)}
-    chosen = subsets(modalities)
-    confusions = {s: np.zeros((len(frames), classes, classes), dtype=np.int64) for s in chosen}
-    counted = {s: np.zeros(len(frames), dtype=bool) for s in chosen}
-    shares = {s: np.zeros((len(frames), len(modalities))) for s in chosen}
     columns = [model.modalities.index(m) for m in modalities]
+    found = [
+        Condition(
+            row,
+            np.zeros((len(frames), classes, classes), dtype=np.int32),
+            np.zeros(len(frames), dtype=bool),
+            np.zeros((len(frames), len(modalities))),
+        )
+        for row in protocol.rows
+    ]
     for batch in batches:
         batch = batch.to(device)
         if batch.labels is None:
             raise DataError(f"frame {batch.ids[0]!r} has no label; only labelled frames can be scored.")
-        features = model.encode(batch)
-        for subset in chosen:
-            if not set(subset) & set(features.modalities):
+        size = (batch.labels.shape[-2], batch.labels.shape[-1])
+        for number, features in protocol.features(model, batch):
+            condition = found[number]
+            covered = having(batch, condition.present)
+            if not bool(covered.any()):
                 continue
-            part = features.select(subset)
-            covered = part.covered()
-            if not bool(covered.all()):
-                part = part.of_frames(covered)
-            output = model.decode(part)
-            predicted = predict(output.logits, (batch.labels.shape[-2], batch.labels.shape[-1]))
+            output = model.decode(features if bool(covered.all()) else features.of_frames(covered))
+            predicted = predict(output.logits, size)
             share = output.shares.double().mean(dim=1)[:, columns].cpu().numpy()
             for row, position in enumerate(torch.nonzero(covered)[:, 0].tolist()):
                 frame = index[batch.ids[position]]
-                confusions[subset][frame] = (
-                    confusion_matrix(predicted[row], batch.labels[position], classes).cpu().numpy()
-                )
-                counted[subset][frame] = True
-                shares[subset][frame] = share[row]
+                matrix = confusion_matrix(predicted[row], batch.labels[position], classes)
+                condition.confusions[frame] = matrix.cpu().numpy()
+                condition.counted[frame] = True
+                condition.shares[frame] = share[row]
         advance(len(batch))
-    return [Condition(s, confusions[s], counted[s], shares[s]) for s in chosen]
+    return protocol.finish(found)
+
+
+def having(batch: Batch, modalities: Iterable[str]) -> torch.Tensor:
+    """(B,) bool: which frames of a batch have one of these sensors."""
+    found = torch.zeros(len(batch), dtype=torch.bool, device=next(iter(batch.images.values())).device)
+    for modality in modalities:
+        if modality in batch.frames:
+            found[batch.frames[modality]] = True
+    return found
 
 
 def predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -102,66 +215,3 @@ def predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(logits.shape[-2:]) != size:
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     return logits.argmax(dim=1)
-
-
-def metrics(
-    conditions: Sequence[Condition],
-    frames: Sequence[Frame],
-    *,
-    dataset: str,
-    split: str,
-    modalities: Sequence[str],
-    classes: Sequence[str],
-    protocol: str,
-    seed: int,
-) -> dict[str, Any]:
-    """The content of ``metrics.json``: over all frames, and again for each tag over its own frames.
-
-    The last condition is the one with all sensors: ``confusion`` (C x C counts, rows truth) and ``frame_miou`` (by frame id)
-    are its.
-    """
-    everything = np.ones(len(frames), dtype=bool)
-    tags = sorted({tag for frame in frames for tag in frame.tags})
-    result: dict[str, Any] = {
-        "dataset": dataset,
-        "split": split,
-        "frames": len(frames),
-        "modalities": list(modalities),
-        "classes": list(classes),
-        "protocol": protocol,
-        "seed": seed,
-        **_table(conditions, everything, classes, modalities),
-        "tags": {},
-    }
-    for tag in tags:
-        own = np.array([tag in frame.tags for frame in frames])
-        result["tags"][tag] = {"frames": int(own.sum()), **_table(conditions, own, classes, modalities)}
-    if conditions:
-        full = conditions[-1]
-        result["frame_miou"] = {
-            frame.id: number(float(value)) for frame, value in zip(frames, mean_iou(full.confusions), strict=True)
-        }
-        result["confusion"] = full.confusions.sum(axis=0).tolist()
-    return result
-
-
-def _table(
-    conditions: Sequence[Condition], own: np.ndarray, classes: Sequence[str], modalities: Sequence[str]
-) -> dict[str, Any]:
-    rows = []
-    for condition in conditions:
-        chosen = own & condition.counted
-        score = scores(condition.confusions[chosen].sum(axis=0), classes)
-        # A frame that lacks a sensor gives it no trust, so the means of a row sum to 1 as each frame's shares do.
-        mean = condition.shares[chosen].mean(axis=0) if chosen.any() else np.full(len(modalities), np.nan)
-        weights = {m: number(float(w)) for m, w in zip(modalities, mean, strict=True) if m in condition.present}
-        row = {"name": condition.name, "present": list(condition.present), **score, "weights": weights}
-        rows.append({**row, "frames": int(chosen.sum())})
-    known = [row["miou"] for row in rows if row["miou"] is not None]
-    full = rows[-1]["miou"] if rows else None
-    summary = {
-        "mean": round(sum(known) / len(known), 6) if known else None,
-        "full": full,
-        "worst": min(known) if known else None,
-    }
-    return {"results": rows, "summary": summary}

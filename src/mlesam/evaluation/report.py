@@ -14,7 +14,14 @@ from mlesam.errors import MlesamError, RequestError
 from mlesam.evaluation import sections
 from mlesam.evaluation.about import headline
 from mlesam.evaluation.evaluate import Evaluation, evaluate, open_split, store
-from mlesam.evaluation.facts import Facts, read_log, read_record, read_weights_metadata, stored_metrics
+from mlesam.evaluation.facts import (
+    Facts,
+    read_log,
+    read_record,
+    read_weights_metadata,
+    stored_metrics,
+    stored_protocols,
+)
 from mlesam.evaluation.gallery import draw
 from mlesam.evaluation.markup import Html, h, join
 from mlesam.evaluation.tiles import hero
@@ -103,7 +110,8 @@ def page(facts: Facts) -> str:
 
 
 def _facts(run: Run, metrics: dict[str, Any], frames: int) -> Facts:
-    facts = Facts(run, metrics, read_record(run), read_log(run), read_weights_metadata(run))
+    others = stored_protocols(run, metrics["split"])
+    facts = Facts(run, metrics, read_record(run), read_log(run), read_weights_metadata(run), protocols=others)
     try:
         scored = open_split(run, split=metrics["split"])
         pictures = draw(run, scored, metrics, frames, SIDE)

@@ -11,6 +11,7 @@ from mlesam.evaluation.about import recipe, training
 from mlesam.evaluation.charts import bar, diverging, dots, heat, legend, scroll, stacked
 from mlesam.evaluation.facts import Facts, difference
 from mlesam.evaluation.markup import Html, Section, change, css_color, h, percent, section
+from mlesam.evaluation.robustness import robustness
 from mlesam.evaluation.tiles import pictures
 
 MANY = 12
@@ -228,5 +229,5 @@ def confusion(facts: Facts) -> Section:
     return section("confusion", "Confusion", lead, scroll(table, "Confusion matrix"), heading="What is taken for what")
 
 
-ORDER = (pictures, subsets, conditions, classes, confusion, trust, training, recipe)
+ORDER = (pictures, subsets, conditions, classes, confusion, trust, robustness, training, recipe)
 """A section that has nothing to say is None."""

@@ -10,35 +10,103 @@ from rich.markup import escape
 from rich.table import Table
 
 MOST_TAGS = 4
+SHOWN = (3, 5)
+"""Severities of the matrix of faults."""
 
 
 def table(metrics: dict[str, Any], console: Console) -> None:
-    """One row per condition: mIoU over all frames, and over the frames of each tag (the four most frequent)."""
-    longest = max((len(row["name"]) for row in metrics["results"]), default=0)
-    room = max(0, console.width - longest - 35) // 16  # names of sensors come first, tags take what is left
-    tags = sorted(metrics["tags"], key=lambda t: -metrics["tags"][t]["frames"])[: min(MOST_TAGS, room)]
+    """One result, in the form that its protocol can be read in, and what it comes to in one line."""
     title = (
         f"{metrics['dataset']}, split {metrics['split']}, {metrics['frames']} frames, protocol {metrics['protocol']}"
     )
-    view = Table(title=escape(title), title_justify="left")
-    view.add_column("sensors", no_wrap=True, min_width=longest)
-    view.add_column("mIoU", justify="right")
-    view.add_column("pixel accuracy", justify="right")
-    view.add_column("frames", justify="right")
+    protocol, summary = metrics["protocol"], metrics["summary"]
+    show = {"rmm": _drops, "faults": _faults}.get(protocol, _rows)
+    console.print(show(metrics, escape(title), console))
+    means = {
+        "subsets": ("mean over subsets", "worst subset"),
+        "cases": ("mean over cases", "worst case"),
+        "faults": ("mean over faults", "worst"),
+    }
+    mean, worst = means.get(protocol, ("mean", "worst"))
+    lines = [
+        f"{mean} {_percent(summary['mean'])}, all sensors {_percent(summary['full'])}, "
+        f"{worst} {_percent(summary['worst'])} (mIoU in %)"
+    ]
+    if protocol == "emm":
+        lines.append(_aggregates(summary))
+    for drop, own in summary.get("drops", {}).items():
+        lines.append(f"drop {drop}: {_aggregates(own)}")
+    if "degradation" in summary:
+        lost = summary["degradation"]
+        lines.append(
+            f"mean loss of mIoU {_percent(lost['mean'])} % of the clean one: {_percent(lost['seen'])} % with faults that "
+            f"training may use, {_percent(lost['unseen'])} % with those held out (*)"
+        )
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _rows(metrics: dict[str, Any], title: str, console: Console) -> Table:
+    """One row per condition: mIoU over all frames, and over the frames of each tag (the four most frequent)."""
+    first = "case" if metrics["protocol"] == "cases" else "level" if metrics["protocol"] == "nm" else "sensors"
+    ratios = metrics["protocol"] != "subsets"
+    longest = max((len(row["name"]) for row in metrics["results"]), default=0)
+    room = max(0, console.width - longest - (43 if ratios else 35)) // 16  # names come first, tags take what is left
+    tags = sorted(metrics["tags"], key=lambda t: -metrics["tags"][t]["frames"])[: min(MOST_TAGS, room)]
+    tags = [] if metrics["protocol"] == "cases" else tags
+    view = Table(title=title, title_justify="left")
+    view.add_column(first, no_wrap=True, min_width=longest)
+    for head in ("mIoU", *(["of full"] if ratios else []), "pixel accuracy", "frames"):
+        view.add_column(head, justify="right")
     for tag in tags:
         view.add_column(escape(f"mIoU {tag} ({metrics['tags'][tag]['frames']})"), justify="right")
     for i, row in enumerate(metrics["results"]):
-        own = [_percent(metrics["tags"][tag]["results"][i]["miou"]) for tag in tags]
         view.add_row(
-            escape(row["name"]), _percent(row["miou"]), _percent(row["pixel_accuracy"]), str(row["frames"]), *own
+            escape(row["name"]),
+            _percent(row["miou"]),
+            *([_percent(row["ratio"])] if ratios else []),
+            _percent(row["pixel_accuracy"]),
+            str(row["frames"]),
+            *[_percent(metrics["tags"][tag]["results"][i]["miou"]) for tag in tags],
         )
-    console.print(view)
-    summary = metrics["summary"]
-    console.print(
-        f"mean over subsets {_percent(summary['mean'])}, all sensors {_percent(summary['full'])}, "
-        f"worst subset {_percent(summary['worst'])} (mIoU in %)",
-        highlight=False,
+    return view
+
+
+def _drops(metrics: dict[str, Any], title: str, console: Console) -> Table:
+    """RMM: sets of sensors by the share of zeros in all others."""
+    drops = list(dict.fromkeys(row["drop"] for row in metrics["results"]))
+    view = Table(title=title, title_justify="left", caption="mIoU in %; heads: share of zeros in all others")
+    view.add_column("whole sensors", overflow="fold")
+    for drop in drops:
+        view.add_column(str(drop), justify="right")
+    found = {(row["name"], row["drop"]): _percent(row["miou"]) for row in metrics["results"]}
+    for name in dict.fromkeys(row["name"] for row in metrics["results"]):
+        view.add_row(escape(name), *[found[name, drop] for drop in drops])
+    return view
+
+
+def _faults(metrics: dict[str, Any], title: str, console: Console) -> Table:
+    """Fault by sensor, at two severities, as the share of the clean mIoU that is left."""
+    found = {(r["fault"], r["sensor"], r["severity"]): r["ratio"] for r in metrics["results"] if r["fault"]}
+    held_out = {r["fault"] for r in metrics["results"] if r["fault"] and not r["seen"]}
+    view = Table(
+        title=title, title_justify="left", caption=f"mIoU in % of the clean one, at severity {SHOWN[0]} and {SHOWN[1]}"
     )
+    view.add_column("fault", no_wrap=True)
+    for modality in metrics["modalities"]:
+        view.add_column(escape(modality), justify="right", no_wrap=True)
+    for fault in metrics["summary"]["degradation"]["faults"]:
+        cells = []
+        for modality in metrics["modalities"]:
+            pair = [found.get((fault, modality, s), ...) for s in SHOWN]
+            cells.append("".join(f"{'-' if v is None else f'{100 * v:.0f}':>4}" for v in pair if v is not ...))
+        view.add_row(fault + (" *" if fault in held_out else ""), *cells)
+    return view
+
+
+def _aggregates(summary: Mapping[str, Any]) -> str:
+    expected = ", ".join(f"{_percent(v)} at p = {p}" for p, v in summary["miou_e"].items())
+    return f"mIoU_Avg {_percent(summary['miou_avg'])}, mIoU_E {expected}"
 
 
 def comparison(rows: Sequence[Mapping[str, Any]], heads: tuple[str, str], console: Console) -> None:

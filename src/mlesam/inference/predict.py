@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 from PIL import Image
 
 from mlesam.data.dataset import KINDS, Frame, open_dataset
+from mlesam.data.faulty import earlier_values
 from mlesam.data.folder import FolderDataset
 from mlesam.errors import DataError, RequestError
 from mlesam.inference.segmenter import Segmenter
 from mlesam.model.checkpoints import replace_file
+from mlesam.sensors.faults import SensorFault
 from mlesam.sensors.files import EXTENSIONS
 
 SUMMARY = "prediction.json"
@@ -53,10 +56,11 @@ def _holds_files(root: Path) -> bool:
 
 def predict_frames(
     segmenter: Segmenter,
-    frames: Iterable[Frame],
+    frames: Sequence[Frame],
     out: Path,
     *,
     modalities: Iterable[str] | None = None,
+    faults: Sequence[SensorFault] = (),
     run: str = "",
     advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
@@ -64,6 +68,7 @@ def predict_frames(
 
     Args:
         modalities: use only these sensors. None: all that a frame and the model have.
+        faults: what is made to go wrong with the sensors of every frame; earlier frames are those before it in ``frames``.
 
     Returns:
         The content of ``prediction.json``. Frames without any usable sensor are listed under ``skipped``.
@@ -71,15 +76,19 @@ def predict_frames(
     if (out / SUMMARY).exists():
         raise RequestError(f"{out} already holds a prediction; choose another --out.")
     chosen = set(segmenter.sensors) if modalities is None else set(modalities)
+    for fault in faults:
+        fault.check(segmenter.sensors)
+    lost = {fault.sensor for fault in faults if fault.fault.removes}
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
-    for frame in frames:
-        inputs = {m: path for m, path in frame.files.items() if m in chosen}
+    for index, frame in enumerate(frames):
+        inputs = {m: path for m, path in frame.files.items() if m in chosen - lost}
         if not inputs:
             skipped.append(frame.id)
             advance(1)
             continue
-        prediction = segmenter(inputs)
+        earlier = partial(earlier_values, frames, segmenter.sensors, index)
+        prediction = segmenter(inputs, faults=faults, frame=frame.id, earlier=earlier)
         name = f"{frame.id}.png"
         _save_png(out / "labels" / name, Image.fromarray(_png_ids(prediction.labels)))
         _save_png(out / "overlays" / name, prediction.overlay())
@@ -99,7 +108,7 @@ def predict_frames(
         advance(1)
     if not rows:
         raise DataError(
-            f"none of the frames has a file of {', '.join(sorted(chosen))}, the sensors to use; "
+            f"none of the frames has a file of {', '.join(sorted(chosen - lost)) or 'any sensor'}, the sensors to use; "
             "name the sensor folders after them."
         )
     summary = {
@@ -108,6 +117,7 @@ def predict_frames(
         "colors": [list(c) for c in segmenter.classes.colors],
         "frames": rows,
         "skipped": skipped,
+        **({"faults": [str(fault) for fault in faults]} if faults else {}),
     }
     replace_file(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mlesam.errors import RequestError, did_you_mean
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run
 from mlesam.sample import Batch, Classes, Prediction, Sample
+from mlesam.sensors.faults import Earlier, SensorFault, break_sample
 from mlesam.sensors.files import channels_last, read_array
 from mlesam.sensors.spec import SensorSpec, canonical_order
 
@@ -65,7 +66,15 @@ class Segmenter:
         return Segmenter(run.load_model(), run.sensors, run.classes, run.recipe.data.resize, device)
 
     @torch.inference_mode()
-    def __call__(self, inputs: Mapping[str, Any]) -> Prediction:
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        faults: Iterable[SensorFault | str] = (),
+        seed: int = 0,
+        frame: str = "",
+        earlier: Earlier | None = None,
+    ) -> Prediction:
         """Segment one scene.
 
         Args:
@@ -73,10 +82,12 @@ class Segmenter:
                 for an absent one. Whole numbers are taken as a file stores them. Floating-point values are in the
                 sensor's unit (an rgb array in 0..1); NaN says that nothing was measured. A tensor is ``(C, H, W)`` or
                 ``(H, W)``, an array ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)``.
+            faults: what is made to go wrong with the sensors, for example ``["rgb:fog:3"]``: docs/protocols.md.
+            seed, frame: what the faults' random numbers depend on. earlier: brings earlier frames for faults in time.
 
         Raises:
-            RequestError: no sensor, or one that the model does not have. DataError: unreadable input, or sensors of
-            different size.
+            RequestError: no sensor, or one that the model does not have; a fault it cannot have. DataError: unreadable
+            input, sensors of different size, or none left after the faults.
         """
         given = {m: x for m, x in inputs.items() if x is not None}
         for modality in given:
@@ -88,7 +99,9 @@ class Segmenter:
         names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
         images = {m: self.sensors[m].encode(a, names[m]) for m, a in arrays.items()}
         check_sizes({names[m]: tuple(x.shape[-2:]) for m, x in images.items()})
-        sample = evaluation_sample(Sample(images), self.sensors, self.resize)
+        wrong = [SensorFault.parse(f) if isinstance(f, str) else f for f in faults]
+        broken = break_sample(Sample(images, id=frame), self.sensors, wrong, seed, earlier)
+        sample = evaluation_sample(broken, self.sensors, self.resize)
         output = self.model(Batch.stack([sample]).to(self.device))
         size = next(iter(images.values())).shape[-2:]
         logits = output.logits
@@ -97,14 +110,16 @@ class Segmenter:
         probabilities = logits[0].softmax(dim=0)
         labels = probabilities.argmax(dim=0).cpu().numpy()
         shares = output.shares[0].mean(dim=0)
-        modality = next(iter(arrays))
+        modality = next(iter(broken.images))
+        values = broken.images[modality].numpy()
+        untouched = broken.images[modality] is images[modality]
         return Prediction(
             labels=labels.astype(np.uint8 if len(self.classes.names) <= 256 else np.int16),
             probabilities=probabilities.float().cpu().numpy(),
-            weights={m: float(shares[self.model.modalities.index(m)]) for m in arrays},
+            weights={m: float(shares[self.model.modalities.index(m)]) for m in broken.images},
             classes=self.classes.names,
             colors=self.classes.colors,
-            background=picture(images[modality].numpy(), arrays[modality], self.sensors[modality]),
+            background=picture(values, arrays[modality] if untouched else values, self.sensors[modality]),
         )
 
 

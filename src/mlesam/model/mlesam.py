@@ -97,6 +97,27 @@ class Features:
         frames = torch.arange(rows, device=self.levels[0].device).split([s.rows for s in self.segments])
         return replace(self, frames=tuple(frames), count=rows)
 
+    @staticmethod
+    def join(parts: Iterable[Features]) -> Features:
+        """Features of the same frames, each of other sensors, as one encode of all of them would give them."""
+        parts = list(parts)
+        rows = {
+            segment.modality: (tuple(level[segment.start : segment.stop] for level in part.levels), owners)
+            for part in parts
+            for segment, owners in zip(part.segments, part.frames, strict=True)
+        }
+        order, start, segments = canonical_order(rows), 0, []
+        for modality in order:
+            segments.append(Segment(modality, start, start + len(rows[modality][1])))
+            start = segments[-1].stop
+        maps = [torch.cat([rows[m][0][i] for m in order]) for i in range(len(parts[0].levels))]
+        signs = None
+        if all(part.signs is not None for part in parts):
+            own = {s.modality: p.signs[s.start : s.stop] for p in parts for s in p.segments if p.signs is not None}
+            signs = torch.cat([own[m] for m in order])
+        frames = tuple(rows[m][1] for m in order)
+        return replace(parts[0], levels=tuple(maps), segments=tuple(segments), frames=frames, signs=signs)
+
     def select(self, modalities: Iterable[str]) -> Features:
         """Only these sensors. To be decoded, every frame must have one of them: see :meth:`covered`."""
         wanted = set(modalities)

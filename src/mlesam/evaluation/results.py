@@ -1,0 +1,85 @@
+"""The content of ``metrics.json``: what a protocol found, as rows over all frames and over the frames of each tag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlesam.data.dataset import Frame
+from mlesam.evaluation.metrics import mean_iou, number, scores
+from mlesam.evaluation.protocols import Condition, Protocol
+
+
+def metrics(
+    protocol: Protocol,
+    conditions: Sequence[Condition],
+    frames: Sequence[Frame],
+    *,
+    dataset: str,
+    split: str,
+    modalities: Sequence[str],
+    classes: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """The content of ``metrics.json``: over all frames, and again for each tag over its own frames.
+
+    The last condition is the one with all sensors: ``confusion`` (C x C counts, rows truth) and ``frame_miou`` (by frame id)
+    are its.
+    """
+    everything = np.ones(len(frames), dtype=bool)
+    tags = sorted({tag for frame in frames for tag in frame.tags})
+    result: dict[str, Any] = {
+        "dataset": dataset,
+        "split": split,
+        "frames": len(frames),
+        "modalities": list(modalities),
+        "classes": list(classes),
+        "protocol": protocol.name,
+        "seed": seed,
+        **_table(protocol, conditions, everything, classes, modalities),
+        "tags": {},
+    }
+    for tag in tags:
+        own = np.array([tag in frame.tags for frame in frames])
+        result["tags"][tag] = {"frames": int(own.sum()), **_table(protocol, conditions, own, classes, modalities)}
+    full = conditions[-1]
+    result["frame_miou"] = {
+        frame.id: number(float(value)) for frame, value in zip(frames, mean_iou(full.confusions), strict=True)
+    }
+    result["confusion"] = full.confusions.sum(axis=0, dtype=np.int64).tolist()
+    return result
+
+
+def _table(
+    protocol: Protocol,
+    conditions: Sequence[Condition],
+    own: np.ndarray,
+    classes: Sequence[str],
+    modalities: Sequence[str],
+) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for condition in conditions:
+        chosen = own & condition.counted
+        score = scores(condition.confusions[chosen].sum(axis=0, dtype=np.int64), classes)
+        # A frame that lacks a sensor gives it no trust, so the means of a row sum to 1 as each frame's shares do.
+        mean = condition.shares[chosen].mean(axis=0) if chosen.any() else np.full(len(modalities), np.nan)
+        given = condition.row.sensors
+        weights = {m: number(float(w)) for m, w in zip(modalities, mean, strict=True) if m in given}
+        row = {"name": condition.name, "present": list(condition.present), **condition.row.details}
+        rows.append({**row, **score, "weights": weights, "frames": int(chosen.sum())})
+    full = rows[-1]["miou"]
+    if conditions[-1].row.details:  # every protocol but `subsets`
+        for row in rows:
+            row["ratio"] = round(row["miou"] / full, 6) if row["miou"] is not None and full else None
+    tested = [r["miou"] for r, c in zip(rows, conditions, strict=True) if not c.row.reference]
+    known = [miou for miou in tested if miou is not None]
+    summary = {"mean": mean_of(known), "full": full, "worst": min(known, default=None)}
+    return {"results": rows, "summary": {**summary, **protocol.summary(rows)}}
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Of the values that exist."""
+    known = [v for v in values if v is not None]
+    return round(sum(known) / len(known), 6) if known else None
