@@ -338,6 +338,21 @@ def test_a_third_of_the_kinds_is_held_out_and_every_family_has_both() -> None:
         assert names - set(HELD_OUT)
 
 
+def test_the_documentation_lists_every_fault_as_it_is() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs/protocols.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    table = {row[0].split("`")[1]: row for row in rows if len(row) == 5}
+    assert list(table) == list(FAULTS)
+    for name, fault in FAULTS.items():
+        assert table[name][0].endswith("○") == (name in HELD_OUT)
+        assert table[name][1] == fault.family
+        percent = "%" in table[name][3]
+        for value in fault.values if not fault.removes else ():
+            assert f"{100 * value if percent else value:g}" in table[name][3]
+
+
 @pytest.mark.parametrize("modality", SPECS)
 def test_every_sensor_has_faults_of_both_sorts(modality: str) -> None:
     known = set(applicable(SPECS[modality], modality))

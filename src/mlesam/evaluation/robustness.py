@@ -32,6 +32,8 @@ def robustness(facts: Facts) -> Section | None:
         if worst is not None:
             at = "" if worst["fault"] == "dropped" else f" at severity {worst['severity']}"
             lead += f" The worst: {worst['fault']} of {worst['sensor']}{at} leaves {percent(worst['ratio'])} %."
+        if not facts.run.recipe.data.faults:
+            lead += " This run was trained without faults."
         parts += [_matrix(faults), _curves(facts, faults)]
     parts.append(published)
     return section("faults", "Faults", lead, parts, heading="When sensors fail")

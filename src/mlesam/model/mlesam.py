@@ -99,7 +99,8 @@ class Features:
 
     @staticmethod
     def join(parts: Iterable[Features]) -> Features:
-        """Features of the same frames, each of other sensors, as one encode of all of them would give them."""
+        """Features of the same frames as one encode of all their sensors would give them. Of a sensor that is in several
+        parts the last one counts, so that what changed can be put in the place of what was."""
         parts = list(parts)
         rows = {
             segment.modality: (tuple(level[segment.start : segment.stop] for level in part.levels), owners)

@@ -37,6 +37,23 @@ def spread(spec: SensorSpec) -> Tensor:
     return (torch.ones(1) if spec.normalize == "frame" else torch.tensor(spec.std))[:, None, None]
 
 
+def middle(spec: SensorSpec) -> Tensor:
+    """(C or 1, 1, 1): the sensor's usual mean."""
+    return (torch.zeros(1) if spec.normalize == "frame" else torch.tensor(spec.mean))[:, None, None]
+
+
+def darkest(spec: SensorSpec) -> Tensor:
+    """(C or 1, 1, 1): what the sensor reads without a signal: three standard deviations below its mean, but in its range. A
+    thermal camera can measure far colder than anything it is ever shown."""
+    return (middle(spec) - 3 * spread(spec)).clamp(min=limits(spec)[0])
+
+
+def airlight(spec: SensorSpec) -> float | Tensor:
+    """What fog and drops look like: bright to a colour camera, a little above its mean to any other."""
+    low, high = limits(spec)
+    return low + 0.8 * (high - low) if spec.photometric == "color" else middle(spec) + spread(spec)
+
+
 def sparse(spec: SensorSpec) -> bool:
     """Whether most pixels are empty: returns of a LiDAR, events."""
     return spec.photometric == "sparse"
@@ -131,8 +148,7 @@ def fog(values: Tensor, spec: SensorSpec, clear: float, rng: np.random.Generator
     height, width = values.shape[-2:]
     banks = F.interpolate(uniforms(rng, 1, 1, 4, 4), size=(height, width), mode="bilinear", align_corners=True)[0]
     left = clear + (1 - clear) * 0.35 * banks
-    low, high = limits(spec)
-    return values * left + (low + 0.8 * (high - low)) * (1 - left)
+    return values * left + airlight(spec) * (1 - left)
 
 
 def rain(values: Tensor, spec: SensorSpec, density: float, rng: np.random.Generator) -> Tensor:
@@ -143,9 +159,8 @@ def rain(values: Tensor, spec: SensorSpec, density: float, rng: np.random.Genera
     streaks = torch.zeros(1, height, width)
     for step in range(max(2, height // 12)):
         streaks = torch.maximum(streaks, moved(starts[None].float(), step, round(slant * step), 0.0))
-    low, high = limits(spec)
     veil = torch.clamp(0.45 * streaks + 4 * density, max=0.85)
-    return values * (1 - veil) + (low + 0.85 * (high - low)) * veil
+    return values * (1 - veil) + airlight(spec) * veil
 
 
 def low_resolution(values: Tensor, spec: SensorSpec, factor: float, rng: np.random.Generator) -> Tensor:
@@ -266,13 +281,13 @@ def saturated(values: Tensor, spec: SensorSpec, share: float, rng: np.random.Gen
 
 
 def exposure(values: Tensor, spec: SensorSpec, factor: float, rng: np.random.Generator) -> Tensor:
-    """The signal above the lowest value times ``factor``; a dark picture has the noise of the few photons it caught."""
-    low, high = limits(spec)
-    signal = (values - low) * factor
+    """The signal times ``factor``; a dark picture has the noise of the few photons it caught."""
+    dark = darkest(spec)
+    signal = (values - dark) * factor
     if factor < 1:
         # Shot noise: its variance goes with the signal, here that of 400 photons at full scale.
-        signal = signal + normals(rng, *values.shape) * ((high - low) * signal.clamp(min=0) / 400).sqrt()
-    return low + signal
+        signal = signal + normals(rng, *values.shape) * ((limits(spec)[1] - dark) * signal.clamp(min=0) / 400).sqrt()
+    return dark + signal
 
 
 def thermal_drift(values: Tensor, spec: SensorSpec, reach: float, rng: np.random.Generator) -> Tensor:
