@@ -16,6 +16,7 @@ from torch import Tensor
 
 from conftest import write_dataset
 from mlesam.cli import main
+from mlesam.config import ModelConfig
 from mlesam.data.faulty import BrokenFrames
 from mlesam.data.loading import EvaluationFrames, batches, evaluation_loader
 from mlesam.errors import DataError, RequestError
@@ -24,7 +25,17 @@ from mlesam.evaluation.faulted import Faults
 from mlesam.evaluation.metrics import confusion_matrix, mean_iou
 from mlesam.evaluation.protocols import Cases, Protocol, Subsets, predict
 from mlesam.evaluation.protocols import run as run_protocol
-from mlesam.evaluation.published import CHANCES, DROPS, LEVELS, EntireMissing, Noisy, RandomMissing, aggregates, noisy
+from mlesam.evaluation.published import (
+    CHANCES,
+    DROPS,
+    LEVELS,
+    EntireMissing,
+    Noisy,
+    RandomMissing,
+    aggregates,
+    filled,
+    noisy,
+)
 from mlesam.model.mlesam import MLESAM, Features
 from mlesam.model.run import Run
 from mlesam.sample import Batch
@@ -366,6 +377,51 @@ def test_what_is_not_broken_is_not_computed_again_and_the_result_is_the_same(
                 output = model.decode(found[number])
                 torch.testing.assert_close(output.logits, plain.logits, atol=1e-5, rtol=0)
                 torch.testing.assert_close(output.shares, plain.shares, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def watchful(run: Run) -> MLESAM:
+    """A model whose router looks at the signs of a broken sensor, with weights that make them count."""
+    torch.manual_seed(5)
+    channels = {m: spec.channels for m, spec in run.sensors.items()}
+    model = MLESAM(channels, 3, ModelConfig(rank=4, reliability=True)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".reliability." in name:
+                parameter.add_(torch.randn_like(parameter))
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_signs_of_a_broken_sensor_are_those_of_its_broken_image(run: Run, watchful: MLESAM, size: int) -> None:
+    protocol, broken = Faults(source(run)), source(run)
+    batch = batches_of(run, size)[0]
+    found = dict(protocol.features(watchful, batch))
+    for group in protocol.groups:
+        number, fault = group[-1]
+        if fault.fault.removes:
+            continue
+        owners = batch.frames[fault.sensor].tolist()
+        changed = [broken.image(batch.ids[i], fault) for i in owners]
+        images = {**batch.images, fault.sensor: torch.stack([x for x in changed if x is not None])}
+        plain = watchful.encode(replace(batch, images=images))
+        torch.testing.assert_close(found[number].signs, plain.signs)
+        torch.testing.assert_close(
+            watchful.decode(found[number]).shares, watchful.decode(plain).shares, atol=1e-5, rtol=0
+        )
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_signs_of_zeros_are_those_of_zeros(run: Run, watchful: MLESAM, size: int) -> None:
+    batch = batches_of(run, size)[0]
+    whole = filled(batch, watchful, SENSORS)
+    protocol = EntireMissing(SENSORS)
+    for number, features in protocol.features(watchful, batch):
+        present = protocol.rows[number].present
+        images = {m: x if m in present else torch.zeros_like(x) for m, x in whole.images.items()}
+        torch.testing.assert_close(features.signs, watchful.encode(replace(whole, images=images)).signs)
 
 
 @pytest.fixture(scope="module")

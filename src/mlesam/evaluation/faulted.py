@@ -11,7 +11,6 @@ import torch
 from mlesam.data.faulty import BrokenFrames
 from mlesam.evaluation.protocols import Protocol, Row
 from mlesam.evaluation.results import mean_of
-from mlesam.model.experts import Segment
 from mlesam.model.mlesam import MLESAM, Features
 from mlesam.sample import Batch
 from mlesam.sensors.faults import FAULTS, HELD_OUT, SEVERITIES, SensorFault, applicable
@@ -63,11 +62,10 @@ class Faults(Protocol):
         owners, image = batch.frames[sensor], batch.images[sensor]
         images = [self.source.image(batch.ids[i], fault) for _, fault in group for i in owners.tolist()]
         stacked = torch.stack([x for x in images if x is not None]).to(image.device)
-        levels = model.encode(Batch.of({sensor: stacked})).levels
-        rows = len(owners)
+        encoded = model.encode(Batch.of({sensor: stacked}))
+        turn = torch.arange(len(stacked), device=stacked.device) // len(owners)
         for place, (i, _) in enumerate(group):
-            own = tuple(level[place * rows : (place + 1) * rows] for level in levels)
-            broken = replace(clean, levels=own, segments=(Segment(sensor, 0, rows),), frames=(owners,))
+            broken = replace(encoded.keep({sensor: turn == place}), frames=(owners,), count=clean.count)
             yield i, Features.join([clean, broken])
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
