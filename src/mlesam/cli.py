@@ -103,6 +103,16 @@ def _overrides(pairs: dict[str, str], command: str) -> dict[str, str]:
     return pairs
 
 
+def _chosen(options: argparse.Namespace, others: dict[str, str], command: str) -> dict[str, str]:
+    """:func:`_overrides`, and the fields that --steps and --data stand for."""
+    overrides = _overrides(others, command)
+    if options.steps is not None:
+        overrides["training.steps"] = str(options.steps)
+    if options.data is not None:
+        overrides["data.dataset"] = options.data
+    return overrides
+
+
 def _console() -> Console:
     from rich.console import Console
 
@@ -143,11 +153,7 @@ def _world(options: argparse.Namespace, others: dict[str, str], command: str) ->
 
 
 def _train(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
-    overrides = _overrides(others, "train")
-    if options.steps is not None:
-        overrides["training.steps"] = str(options.steps)
-    if options.data is not None:
-        overrides["data.dataset"] = options.data
+    overrides = _chosen(options, others, "train")
     if options.resume and (options.recipe or overrides or options.init or options.extend):
         raise RequestError("--resume goes on with the recipe stored in the run; give --out RUN --resume alone.")
     if options.init and options.extend:
@@ -174,11 +180,7 @@ def _train(options: argparse.Namespace, others: dict[str, str], command: str) ->
 
 
 def _ablate(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
-    overrides = _overrides(others, "ablate")
-    if options.steps is not None:
-        overrides["training.steps"] = str(options.steps)
-    if options.data is not None:
-        overrides["data.dataset"] = options.data
+    overrides = _chosen(options, others, "ablate")
     from mlesam.evaluation.show import comparison
     from mlesam.training.ablation import TABLE, ablate
     from mlesam.training.grid import axes

@@ -40,26 +40,22 @@ def compare(rows: Sequence[Row], base: str | None = None, seed: int = 0) -> list
     labels or seeds differ, and where a group has no such row.
     """
     found = []
-    bases: dict[str, Row] = {}
-    for row in rows:
-        if row.name == (base or rows[0].name):
-            bases[row.group] = row
-    for row in rows:
-        against = bases.get(row.group, row)
-        draws = _draws(row, seed)
-        scores = {s: float(mean_iou(c.sum(axis=0))) for s, c in row.confusions.items()}
-        mean = float(np.mean(list(scores.values())))
+    drawn = [_draws(row, seed) for row in rows]
+    scored = [{s: float(mean_iou(c.sum(axis=0))) for s, c in row.confusions.items()} for row in rows]
+    means = [float(np.mean(list(scores.values()))) for scores in scored]
+    bases = {row.group: i for i, row in enumerate(rows) if row.name == (base or rows[0].name)}
+    for i, (row, draws, scores, mean) in enumerate(zip(rows, drawn, scored, means, strict=True)):
+        against = bases.get(row.group, i)
         entry: dict[str, Any] = {
             "group": row.group, "name": row.name, "seeds": len(scores), "miou": round(mean, 4), "interval": _interval(draws),
             "by_seed": {s: round(v, 4) for s, v in scores.items()}, "difference": None, "difference_to": None,
             "difference_interval": None,
         }  # fmt: skip
-        if row is not against and _pairs(row, against):
-            other = float(np.mean([mean_iou(c.sum(axis=0)) for c in against.confusions.values()]))
+        if i != against and _pairs(row, rows[against]):
             entry |= {
-                "difference": round(mean - other, 4),
-                "difference_to": against.name,
-                "difference_interval": _interval(draws - _draws(against, seed)),
+                "difference": round(mean - means[against], 4),
+                "difference_to": rows[against].name,
+                "difference_interval": _interval(draws - drawn[against]),
             }
         found.append({**entry, **row.facts})
     return found

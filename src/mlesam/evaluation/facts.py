@@ -11,7 +11,7 @@ from typing import Any
 from mlesam.config import Recipe
 from mlesam.evaluation.evaluate import FOLDER
 from mlesam.evaluation.gallery import Shown
-from mlesam.model.checkpoints import load_tensors
+from mlesam.model.checkpoints import load_metadata
 from mlesam.model.run import LOG, RECORD, Run
 
 SENSOR_COLORS = ("rgb", "depth", "lidar", "event", "thermal", "radar", "nir", "aolp", "dolp")
@@ -150,7 +150,7 @@ def read_log(run: Run) -> list[dict[str, Any]]:
 def read_weights_metadata(run: Run) -> dict[str, Any]:
     """What :func:`mlesam.model.run.save_weights` wrote beside the weights, which themselves are not read."""
     path = run.path / run.weights
-    return load_tensors(path, "no tensor has this name")[1] if path.is_file() else {}
+    return load_metadata(path) if path.is_file() else {}
 
 
 def stored_metrics(run: Run) -> dict[str, Any] | None:

@@ -228,6 +228,11 @@ def load_plain(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path} cannot be read as safetensors ({error}); it is missing or damaged.") from error
 
 
+def load_metadata(path: Path) -> dict[str, object]:
+    """What :func:`save_tensors` wrote beside the tensors, which are not read."""
+    return load_tensors(path, "no tensor has this name")[1]
+
+
 def load_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, object]]:
     """Tensors whose name begins with ``prefix`` (which is cut off) and the metadata of a safetensors file."""
     try:

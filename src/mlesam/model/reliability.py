@@ -22,8 +22,8 @@ def frame_signs(image_RCHW: Tensor) -> Tensor:
     """(R, 10) float32 statistics of each row's normalised image, none of them growing without bound.
 
     Level and spread; shares of pixels at the lowest and highest value (black, saturated, nothing measured); steps to the right,
-    downwards and against the mean of 3x3 (noise, blur); spread of the means of rows and of columns, and share of rows without any
-    change (dead rows, drift); weight of the outliers (salt and pepper).
+    downwards and against the mean of 3x3 (noise, blur); spread of the means of rows, and share of rows without any change
+    (dead rows, drift); weight of the outliers (salt and pepper).
     """
     grey = image_RCHW.detach().float().mean(dim=1)
     mean = grey.mean(dim=(1, 2), keepdim=True)

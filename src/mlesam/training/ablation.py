@@ -1,6 +1,6 @@
 """Ablations: a grid of short trainings, each done once.
 
-A training is kept in a folder named by the hash of its resolved recipe, its frames and the package's version. A grid that was
+A training is kept in a folder named by a hash, see :func:`mlesam.training.grid.identity`. A grid that was
 interrupted goes on where it stopped, and grids that share a folder of runs share their trainings.
 """
 
@@ -29,7 +29,7 @@ from mlesam.errors import DataError, MlesamError, RequestError, WorkError, refus
 from mlesam.evaluation.comparison import Row, compare, dot_plot, markdown
 from mlesam.evaluation.evaluate import evaluate, store
 from mlesam.evaluation.metrics import mean_iou
-from mlesam.model.checkpoints import load_tensors, replace_file, save_tensors
+from mlesam.model.checkpoints import load_metadata, load_tensors, replace_file, save_tensors
 from mlesam.model.run import LAST, LOG, RECORD, Run
 from mlesam.training.grid import SEED, VARIANT, Axes, Cell, plan
 from mlesam.training.loop import train
@@ -254,7 +254,7 @@ def _train_and_test(cell: Cell) -> str:
         return "done by another grid"
     if (cell.path / LAST).is_file():
         run = Run.load(cell.path)
-        if load_tensors(cell.path / LAST, "none of them")[1]["step"] < run.recipe.training.steps:  # type: ignore[operator]
+        if load_metadata(cell.path / LAST)["step"] < run.recipe.training.steps:  # type: ignore[operator]
             run = train(run.recipe, cell.path, resume=True)
     else:
         shutil.rmtree(cell.path, ignore_errors=True)  # of a training that was killed before its first checkpoint

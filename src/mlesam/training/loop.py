@@ -375,7 +375,7 @@ def _tensorboard(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard"))
 
 
-def frame_record(prepared: Prepared) -> dict[str, Any]:
+def _frame_record(prepared: Prepared) -> dict[str, Any]:
     """How many frames a training has, and a hash of their ids."""
     ids = json.dumps([[f.id for f in prepared.train], [f.id for f in prepared.val]])
     return {"train": len(prepared.train), "val": len(prepared.val), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
@@ -384,7 +384,7 @@ def frame_record(prepared: Prepared) -> dict[str, Any]:
 def _changed_frames(prepared: Prepared, out: Path) -> str:
     """What differs between the frames now and those the run was started with; empty where nothing does."""
     before = json.loads((out / RECORD).read_text(encoding="utf-8"))["frames"]
-    now = frame_record(prepared)
+    now = _frame_record(prepared)
     counts = [
         f"{split} {before[split]} then, {now[split]} now" for split in ("train", "val") if before[split] != now[split]
     ]
@@ -411,7 +411,7 @@ def _record(prepared: Prepared, model: MLESAM, command: str, init: Path | None) 
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "total": sum(p.numel() for p in model.parameters()),
         },
-        "frames": frame_record(prepared),
+        "frames": _frame_record(prepared),
         "notes": prepared.notes,
         "versions": {
             "mlesam": mlesam.__version__,
