@@ -35,6 +35,8 @@ RECIPE = ROOT / "recipes" / "ablation.yaml"
 RANKS = (4, 8, 16, 32, 48)
 RATES = ("1.25e-4", "2.5e-4", "5.0e-4", "1.0e-3", "2.0e-3", "4.0e-3", "8.0e-3")
 """Training everything tries the first five, the others the last five."""
+PAPER = {"model.align": "false", "model.rescale": "false"}
+"""The method as it is published, without what came to it later."""
 SEEDS = ("0", "1", "2")
 SENSORS = "[rgb, depth, lidar, thermal]"
 FROZEN, ONE, ALL = "frozen, no experts", "one LoRA for all, rank 16", "everything trained"
@@ -95,7 +97,7 @@ def trainer(changes: dict[str, str], folder: str):
     from mlesam.training.prepare import prepare
     from mlesam.training.progress import Progress
 
-    prepared = prepare(load_recipe(RECIPE, changes))
+    prepared = prepare(load_recipe(RECIPE, {**PAPER, **changes}))
     return Trainer(prepared, prepared.model(), Path(folder), Progress())
 
 
@@ -188,7 +190,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, the cores shared between them")
     parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
     options = parser.parse_args()
-    overrides = {} if options.steps is None else {"training.steps": str(options.steps)}
+    overrides = PAPER if options.steps is None else {**PAPER, "training.steps": str(options.steps)}
     rates = choose_rates(options.runs, options.jobs, overrides)
     say(f"val mIoU by learning rate: {rates}")
     variants = methods(rates)

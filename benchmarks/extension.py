@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from conditions import ROOT, command, conditions
+from experts import PAPER
 from mlesam.config import load_recipe
 from mlesam.evaluation.comparison import Row, compare
 from mlesam.evaluation.markup import percent
@@ -40,7 +41,7 @@ def trained(runs: Path, jobs: int, steps: int) -> dict[str, dict[str, Result]]:
         cells = []
         for seed in SEEDS:
             fields = {"data.dataset": DATASET, "data.modalities": f"[{', '.join(sensors)}]", "seed": str(seed)}
-            recipe = load_recipe(RECIPE, {**fields, "training.steps": str(steps * times)})
+            recipe = load_recipe(RECIPE, {**PAPER, **fields, "training.steps": str(steps * times)})
             path = runs / f"{name.replace(' ', '-').replace(',', '')}-{steps * times}-steps-{seed}"
             extends = None if before is None else done[before][str(seed)]
             cells.append(Cell({"stage": name, "seed": str(seed)}, recipe, path, extends))

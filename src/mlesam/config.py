@@ -88,6 +88,8 @@ class ModelConfig:
     """Rank-stabilised: s is alpha / sqrt(rank) (arXiv 2312.03732)."""
     dropout: float = 0.0
     """Probability that an expert's input is left out in training."""
+    align: bool = True
+    """A 1x1 projection for each sensor and pyramid level, before the sensors are fused. False: as in the paper."""
     fusion: Literal["mean", "routed", "mean+routed"] = "mean+routed"
     """How the present sensors' maps are combined on each pyramid level."""
     top_k: int | None = None
@@ -96,8 +98,8 @@ class ModelConfig:
     """One weight for each sensor and frame (the method), or one for each of its pixels."""
     reliability: bool = False
     """Let the router see signs of a broken sensor: statistics of its frame, and whether the other sensors agree with it."""
-    rescale: bool = False
-    """Bring each fused map to the level of the sensors' own maps, which a mean of them falls short of."""
+    rescale: bool = True
+    """Bring each fused map to the level of the sensors' own maps, which a mean of them falls short of. False: as in the paper."""
     combine: Literal["logits", "probabilities", "mask", "pyramid"] = "logits"
     """How the two heads become one answer: mean of logits, mean of probabilities, or one head alone."""
     pyramid_width: int | None = None

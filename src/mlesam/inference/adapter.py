@@ -1,6 +1,6 @@
 """Adapters: what a training added to its foundation, as a directory or Hub repository to share.
 
-``adapter.safetensors`` holds experts, stems, routers and heads, and what the foundation's own weights did not bring;
+``adapter.safetensors`` holds experts, stems, aligners, routers and heads, and what the foundation's own weights did not bring;
 ``config.json`` what is needed to use them, and which foundation they belong to, by its hash; ``README.md`` is the model card.
 Nothing of the foundation's weights is in it.
 """

@@ -1,4 +1,4 @@
-"""MLESAM: stems, experts in the frozen trunk, routers, and the two heads, as one plain ``torch.nn.Module``."""
+"""MLESAM: stems, experts in the frozen trunk, aligners, routers, and the two heads, as one plain ``torch.nn.Module``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mlesam.config import ModelConfig
 from mlesam.errors import RequestError, did_you_mean
+from mlesam.model.aligner import Aligners
 from mlesam.model.experts import SHARED, Experts, Segment, unchanged
 from mlesam.model.foundation import LEVEL_STRIDES, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
@@ -28,7 +29,7 @@ class Features:
     Any subset of the sensors can be decoded from it without running the trunk again.
 
     Attributes:
-        levels: three maps (R, C, h, w) at strides 4, 8, 16, rows stacked by sensor.
+        levels: three maps (R, C, h, w) at strides 4, 8, 16, aligned, rows stacked by sensor.
         segments: which rows belong to which sensor.
         frames: for each segment, (n,) the frame of each row.
         count: frames in the batch; size: height and width of the input in pixels.
@@ -172,8 +173,8 @@ class Output:
 
 
 def belongs_to(name: str, modality: str) -> bool:
-    """Whether a tensor of a model is one sensor's own: of its expert, its stem or its scorers."""
-    return name.startswith((f"experts.{modality}.", f"stems.{modality}.")) or any(
+    """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner or scorers."""
+    return name.startswith(tuple(f"{part}.{modality}." for part in ("stems", "experts", "aligners"))) or any(
         f".{part}.{modality}." in name for part in ("scorers", "reliability")
     )
 
@@ -242,6 +243,7 @@ class MLESAM(nn.Module):
         self.stems = nn.ModuleDict({m: Stem(c) for m, c in self.channels.items() if c != 3})
         self.experts = Experts(self.modalities, self.foundation.projections, config)
         width = self.foundation.width
+        self.aligners = Aligners(self.modalities if config.align else (), width, len(LEVEL_STRIDES))
         routing = (config.fusion, config.top_k, config.router == "pixel", config.reliability, config.rescale)
         self.routers = nn.ModuleList(Router(self.modalities, width, *routing) for _ in LEVEL_STRIDES)
         self.merged: str | None = None
@@ -258,7 +260,7 @@ class MLESAM(nn.Module):
             self.foundation.requires_grad_(True)
 
     def own_names(self, modality: str) -> list[str]:
-        """Names of the tensors that belong to one sensor: expert, stem, and what the routers score it with."""
+        """Names of the tensors that belong to one sensor: stem, expert, aligner, and what the routers score it with."""
         return [name for name in self.state_dict() if belongs_to(name, modality)]
 
     def train_only(self, modalities: Iterable[str]) -> MLESAM:
@@ -354,7 +356,12 @@ class MLESAM(nn.Module):
         levels = self.foundation(stacked, unchanged if self.merged else self.experts.on(segments_))
         frames = tuple(batch.frames[m].to(stacked.device) for m in present)
         return Features(
-            tuple(levels), segments_, frames, len(batch), (height, width), torch.cat(signs) if signs else None
+            self.aligners(levels, segments_),
+            segments_,
+            frames,
+            len(batch),
+            (height, width),
+            torch.cat(signs) if signs else None,
         )
 
     def _check_coverage(self, batch: Batch, present: list[str]) -> None:

@@ -34,7 +34,7 @@ PREFIX = "base_model.model.backbone.blocks."
 def save_peft(model: MLESAM, modality: str, out: Path) -> Path:
     """Write a sensor's expert as a LoRA adapter for ``transformers.Sam2VisionModel``, which PEFT loads.
 
-    The stem of a sensor with other than three channels, the router and the heads are not part of it.
+    The stem of a sensor with other than three channels, the aligner, the router and the heads are not part of it.
 
     Returns:
         ``out``, with ``adapter_config.json`` and ``adapter_model.safetensors``.

@@ -12,9 +12,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlesam
-from mlesam.config import PRESETS, Recipe, build, load_recipe, plain
+from mlesam.config import PRESETS, Recipe, build, plain, read_yaml
 from mlesam.errors import DataError, RequestError
 from mlesam.model.checkpoints import fit_or_raise, load_tensors, save_tensors
 from mlesam.model.hub import fetch_folder, is_hub_id
@@ -26,6 +27,8 @@ RECIPE, WEIGHTS, LAST, RECORD, LOG = "recipe.yaml", "model.safetensors", "last.s
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 FORMAT = "mlesam adapter 1"
 """First words of an adapter's config. The number is raised when an older package could not read it."""
+BEFORE = {"align": False, "rescale": False}
+"""How models were built before a recipe could say so, where that is not today's default."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Run:
         """
         folder = Path(path)
         if (folder / RECIPE).is_file():
-            run = Run(folder, load_recipe(folder / RECIPE))
+            run = Run(folder, build(Recipe, _with_old_defaults(read_yaml(folder / RECIPE))))
         elif (folder / CONFIG).is_file():
             run = Run(folder, _adapter_recipe(folder / CONFIG), ADAPTER)
         elif is_hub_id(str(path)) and not folder.parent.is_dir():  # runs/street is a path where there is a folder runs
@@ -117,6 +120,13 @@ class Run:
         return model.eval()
 
 
+def _with_old_defaults(stored: Any) -> Any:
+    """The values of a stored recipe, which may be older than some fields of the model."""
+    if isinstance(stored, dict) and isinstance(stored.get("model"), dict):
+        return {**stored, "model": {**BEFORE, **stored["model"]}}
+    return stored
+
+
 def _adapter_recipe(path: Path) -> Recipe:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +139,7 @@ def _adapter_recipe(path: Path) -> Recipe:
             "the package that wrote it."
         )
     try:
-        return build(Recipe, config.get("recipe"))
+        return build(Recipe, _with_old_defaults(config.get("recipe")))
     except RequestError as error:
         raise DataError(f"{path}: {error}") from None
 
@@ -192,7 +202,7 @@ def _same_foundation(model: MLESAM, metadata: Mapping[str, object], what: Path, 
 
 
 def start_from(model: MLESAM, run: Run) -> list[str]:
-    """Take over experts, stems, routers and the class-free layers of a trained run; class layers stay new.
+    """Take over experts, stems, aligners, routers and the class-free layers of a trained run; class layers stay new.
 
     Returns:
         The sensors that were taken over.

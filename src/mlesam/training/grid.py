@@ -127,8 +127,8 @@ def plan(recipe: Path | None, overrides: Mapping[str, str], axes: Axes, runs: Pa
 def identity(prepared: Prepared) -> str:
     """Name of a training's folder: a hash of what its recipe changes, of the files it reads, and of the package's version.
 
-    Fields at their default are left out, so that a field that is new in the package makes no training another one. A file is
-    known by its size and the time it was written.
+    Fields at their default are left out, so that a field that is new in the package makes no training another one; where a
+    default changes, the version does too. A file is known by its size and the time it was written.
     """
     values = _changed(plain(prepared.recipe), plain(Recipe()))
     values.pop("name", None)

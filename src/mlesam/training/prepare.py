@@ -130,9 +130,9 @@ def _extended(recipe: Recipe, run: Run, new: tuple[str, ...], classes: Classes, 
         raise RequestError(
             f"the sensors of {run.path} share one expert, so none can be added without changing the others."
         )
-    if not old.model.rank and old.model.fusion == "mean":
+    if not old.model.rank and not old.model.align and old.model.fusion == "mean":
         raise RequestError(
-            f"{run.path} has neither experts nor a router, so there is nothing to train for a new sensor."
+            f"{run.path} has neither experts nor aligners nor a router, so there is nothing to train for a new sensor."
         )
     if old.model.foundation in RANDOM_PRESETS and recipe.seed != old.seed:
         raise RequestError(
