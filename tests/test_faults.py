@@ -23,7 +23,7 @@ from mlesam.data.loading import TrainingFrames, batches, evaluation_loader
 from mlesam.data.reading import read_frame
 from mlesam.data.transforms import training_sample
 from mlesam.errors import DataError, RequestError
-from mlesam.sample import Classes, Sample
+from mlesam.sample import Batch, Classes, Sample
 from mlesam.sensors.faults import (
     FAULTS,
     HELD_OUT,
@@ -466,59 +466,76 @@ def sample_of(*modalities: str) -> Sample:
     return Sample({m: scene(m) for m in modalities}, torch.zeros(48, 64, dtype=torch.int64), "a")
 
 
-def test_training_draws_seen_faults_alone_and_breaks_one_sensor_at_a_time() -> None:
-    sample = sample_of("rgb", "depth", "lidar", "event")
-    touched: dict[str, int] = {}
-    for seed in range(150):
-        found = random_fault(sample, SPECS, np.random.default_rng(seed))
-        changed = [m for m in sample.images if m not in found.images or found.images[m] is not sample.images[m]]
-        assert len(changed) == 1
-        touched[changed[0]] = touched.get(changed[0], 0) + 1
-    assert set(touched) == set(sample.images)
-    assert min(touched.values()) > 20
+def test_training_draws_seen_faults_of_every_sensor() -> None:
+    modalities = ("rgb", "depth", "lidar", "event", "thermal")
+    drawn = [random_fault(modalities, SPECS, np.random.default_rng(seed), earlier=True) for seed in range(600)]
+    assert {fault.name for fault in drawn} == set(seen()) - {"dropped"}
+    assert {fault.severity for fault in drawn} == {1, 2, 3, 4, 5}
+    counts = [sum(fault.sensor == m for fault in drawn) for m in modalities]
+    assert min(counts) > 80
+    for fault in drawn:
+        fault.check(SPECS)
+    assert drawn == [random_fault(modalities[::-1], SPECS, np.random.default_rng(s), earlier=True) for s in range(600)]
+    without = {random_fault(modalities, SPECS, np.random.default_rng(seed)).name for seed in range(600)}
+    assert without == set(seen()) - {"dropped", "frozen"}
 
 
-def test_training_never_uses_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: set[str] = set()
-    original = SensorFault.apply
-
-    def spy(self: SensorFault, *arguments: object, **more: object) -> Tensor | None:
-        used.add(self.name)
-        return original(self, *arguments, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(SensorFault, "apply", spy)
-    sample = sample_of("rgb", "depth", "lidar", "event", "thermal")
-    for seed in range(600):
-        random_fault(sample, SPECS, np.random.default_rng(seed), lambda *_: None)
-    assert used == set(seen())
-    used.clear()
-    for seed in range(60):  # a frame with one sensor keeps it, and without earlier frames nothing is stale
-        assert random_fault(sample_of("rgb"), SPECS, np.random.default_rng(seed)).images
-    assert not used & {"dropped", "frozen"}
-
-
-def test_a_training_sample_has_faults_only_where_the_recipe_asks_for_them() -> None:
+def test_a_training_sample_has_a_broken_copy_only_where_the_recipe_asks_for_it() -> None:
     sample = sample_of("rgb", "depth")
     config = DataConfig(crop=32, photometric=0.0)
 
     def drawn(config: DataConfig, seed: int) -> Sample:
         return training_sample(sample, SPECS, config, np.random.default_rng(seed))
 
-    plain = [drawn(config, s) for s in range(20)]
-    faulty = [drawn(dataclasses.replace(config, faults=1.0), s) for s in range(20)]
-    rare = [drawn(dataclasses.replace(config, faults=1e-9), s) for s in range(20)]
-    for a, b, c in zip(plain, faulty, rare, strict=True):
-        assert all(same(a.images[m], c.images[m]) for m in a.images)
-        assert a.label is not None
-        assert b.label is not None
-        assert torch.equal(a.label, b.label)
-    hurt = [
-        any(m not in b.images or not same(a.images[m], b.images[m]) for m in a.images)
-        for a, b in zip(plain, faulty, strict=True)
-    ]
-    assert sum(hurt) >= 15  # a fault may lie outside of the crop
+    for seed in range(20):
+        plain, rare = drawn(config, seed), drawn(dataclasses.replace(config, faults=1e-9), seed)
+        faulty = drawn(dataclasses.replace(config, faults=1.0), seed)
+        assert not plain.broken
+        assert not rare.broken
+        ((modality, (image, severity)),) = faulty.broken.items()
+        assert 1 <= severity <= 5
+        assert image.shape == plain.images[modality].shape
+        assert not same(image, plain.images[modality]), "on the crop, every fault shows"
+        for other in (rare, faulty):  # the frame itself is what it always was
+            assert all(same(plain.images[m], other.images[m]) for m in plain.images)
+            assert plain.label is not None
+            assert other.label is not None
+            assert torch.equal(plain.label, other.label)
     with pytest.raises(RequestError, match=r"data.faults is 1.5, but it must be between 0 and 1"):
         Recipe(data=DataConfig(faults=1.5))
+
+
+def test_a_broken_copy_goes_through_the_same_photometric_changes() -> None:
+    sample = sample_of("rgb")
+    config = DataConfig(crop=32, faults=1.0)
+    for seed in range(8):
+        loud = training_sample(sample, SPECS, config, np.random.default_rng(seed))
+        image, _ = loud.broken["rgb"]
+        quiet = training_sample(
+            sample, SPECS, dataclasses.replace(config, photometric=0.0), np.random.default_rng(seed)
+        )
+        if same(loud.images["rgb"], quiet.images["rgb"]):
+            assert same(image, quiet.broken["rgb"][0])
+        else:
+            assert not same(image, quiet.broken["rgb"][0])
+
+
+def test_broken_copies_are_stacked_by_sensor_and_know_their_frames() -> None:
+    one, two, three = (sample_of("rgb", "depth") for _ in range(3))
+    a, b, c = (torch.full_like(one.images[m], v) for m, v in (("rgb", 1.0), ("depth", 2.0), ("rgb", 3.0)))
+    batch = Batch.stack(
+        [
+            dataclasses.replace(one, broken={"rgb": (a, 4)}),
+            dataclasses.replace(two, broken={"depth": (b, 1)}),
+            dataclasses.replace(three, broken={"rgb": (c, 5)}),
+        ]
+    ).to("cpu")
+    assert batch.broken is not None
+    assert batch.broken.frames["rgb"].tolist() == [0, 2]
+    assert batch.broken.severities["rgb"].tolist() == [4, 5]
+    assert torch.equal(batch.broken.images["rgb"], torch.stack([a, c]))
+    assert batch.broken.frames["depth"].tolist() == [1]
+    assert Batch.stack([one, two]).broken is None
 
 
 def test_training_frames_can_be_stale_and_are_the_same_in_any_worker(frames: BrokenFrames) -> None:
@@ -529,8 +546,11 @@ def test_training_frames_can_be_stale_and_are_the_same_in_any_worker(frames: Bro
         one, two = reader[0, index], reader[0, index]
         assert isinstance(one, Sample)
         assert isinstance(two, Sample)
-        assert one.images.keys() == two.images.keys()
-        assert all(same(one.images[m], two.images[m]) for m in one.images)
+        assert one.broken
+        assert one.broken.keys() == two.broken.keys()
+        assert all(
+            same(one.broken[m][0], two.broken[m][0]) and one.broken[m][1] == two.broken[m][1] for m in one.broken
+        )
     earlier = partial(earlier_values, frames.frames, frames.sensors, 3)
     stale = earlier("rgb", "frozen", 2)
     assert stale is not None

@@ -93,29 +93,98 @@ def test_a_rows_signs_do_not_depend_on_the_others() -> None:
 
 # ---------------------------------------------------------------- agreement
 
+OWNER = {(0, 0): 0, (1, 0): 1, (2, 1): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}  # (frame, sensor): row
+
 
 def test_agreement_by_hand_with_sensors_missing() -> None:
-    maps = torch.randn(6, 5, 4, 6)
-    found = agreement(maps, (3, 5), SEGMENTS, FRAMES).numpy()
-    cut = maps[..., :3, :5].double().numpy()
-    unit = cut / np.linalg.norm(cut, axis=1, keepdims=True)
-    owner = {(0, 0): 0, (1, 0): 1, (2, 1): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}  # (frame, sensor): row
-    for (frame, sensor), row in owner.items():
-        others = [r for (f, s), r in owner.items() if f == frame and s != sensor]
-        cosines = [float((unit[row] * unit[r]).sum(axis=0).mean()) for r in others]
-        expected = (np.mean(cosines), max(cosines)) if cosines else (0.0, 0.0)
-        np.testing.assert_allclose(found[row], expected, atol=1e-6)
-    assert found[2].tolist() == [0.0, 0.0], "the third frame has depth alone"
+    levels = [torch.randn(6, 5, 8 // 2**i, 12 // 2**i) + 0.5 for i in range(3)]
+    valid = [(6, 10), (3, 5), (2, 3)]
+    found = agreement(levels, valid, SEGMENTS, FRAMES).numpy()
+    for (frame, sensor), row in OWNER.items():
+        others = [r for (f, s), r in OWNER.items() if f == frame and s != sensor]
+        numbers = []  # for each other sensor: mean cosine and correlation at stride 8, and at stride 16
+        for other in others:
+            own = []
+            for level, (height, width) in zip(levels[1:], valid[1:], strict=True):
+                a, b = (level[r, :, :height, :width].double().numpy().reshape(5, -1) for r in (row, other))
+                cosine = (a * b).sum(axis=0) / np.linalg.norm(a, axis=0) / np.linalg.norm(b, axis=0)
+                a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+                own += [cosine.mean(), (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)]
+            numbers.append(own)
+        table = np.array(numbers) if others else np.zeros((1, 4))
+        expected = np.concatenate([table.mean(axis=0), table.max(axis=0), table.min(axis=0)])
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+    assert not found[2].any(), "the third frame has depth alone"
 
 
 def test_the_one_that_lies_agrees_least() -> None:
-    truth = torch.randn(1, 8, 6, 6)
-    maps = torch.cat(
-        [truth + 0.2 * torch.randn_like(truth), torch.randn_like(truth), truth + 0.2 * torch.randn_like(truth)]
-    )
+    truth = [torch.randn(1, 8, 12 // 2**i, 12 // 2**i) for i in range(3)]
+    levels = [
+        torch.cat([t + 0.2 * torch.randn_like(t), torch.randn_like(t), t + 0.2 * torch.randn_like(t)]) for t in truth
+    ]
     segments = tuple(Segment(m, i, i + 1) for i, m in enumerate(SENSORS))
-    found = agreement(maps, (6, 6), segments, [torch.tensor([0])] * 3)
-    assert int(found[:, 0].argmin()) == int(found[:, 1].argmin()) == 1
+    found = agreement(levels, [(12, 12), (6, 6), (3, 3)], segments, [torch.tensor([0])] * 3)
+    assert found[:, :8].argmin(dim=0).tolist() == [1] * 8
+
+
+# ---------------------------------------------------------------- trust
+
+
+def rows(count: int, seed: int) -> Tensor:
+    """Signs of sound frames: correlated, of different scales, far from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(-2, 2, SIGNS)
+    mix = torch.eye(SIGNS) + 0.3 * torch.ones(SIGNS, SIGNS)
+    return (torch.randn(count, SIGNS, generator=generator) @ mix) * scale + 5 * scale
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Reliability:
+    """It has seen one fault alone: the first sign rises by six of its standard deviations."""
+    sound = rows(300, 1)
+    broken = rows(100, 2)
+    broken[:, 0] += 6 * sound.std(dim=0)[0]
+    reliability = Reliability()
+    reliability.fit(torch.cat([sound, broken]), torch.cat([torch.ones(300), torch.zeros(100)]))
+    return reliability
+
+
+def test_fresh_it_tells_no_two_rows_apart() -> None:
+    assert len(Reliability()(torch.randn(7, SIGNS)).unique()) == 1
+    assert not any(p.requires_grad for p in Reliability().parameters())
+
+
+def test_sound_rows_are_trusted_and_broken_ones_are_not(fitted: Reliability) -> None:
+    sound, broken = rows(200, 3), rows(200, 4)
+    broken[:, 0] += 6 * rows(300, 1).std(dim=0)[0]
+    assert float(fitted(sound).exp().mean()) > 0.75
+    assert float(fitted(broken).exp().mean()) < 0.15
+
+
+@pytest.mark.parametrize("sign", range(1, SIGNS))
+def test_a_fault_it_never_saw_is_trusted_less_as_well(fitted: Reliability, sign: int) -> None:
+    strange = rows(200, 5)
+    strange[:, sign] -= 10 * rows(300, 1).std(dim=0)[sign]
+    assert float(fitted(strange).exp().mean()) < 0.75 * float(fitted(rows(200, 5)).exp().mean())
+
+
+def test_fitting_is_repeatable_and_leaves_the_random_numbers_of_others_alone() -> None:
+    known = torch.cat([rows(50, 1), rows(50, 2) + 100]), torch.cat([torch.ones(50), torch.zeros(50)])
+    one, two = Reliability(), Reliability()
+    torch.manual_seed(4)
+    one.fit(*known)
+    after = torch.rand(1)
+    torch.manual_seed(4)
+    assert torch.equal(torch.rand(1), after)
+    two.fit(*known)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_without_broken_or_sound_rows_nothing_is_learned() -> None:
+    for trust in (torch.ones(20), torch.zeros(20)):
+        reliability = Reliability()
+        reliability.fit(rows(20, 1), trust)
+        assert not reliability(rows(20, 2)).unique().numel() > 1
 
 
 # ---------------------------------------------------------------- the router
@@ -129,23 +198,18 @@ def make(**options) -> Router:
     return router
 
 
-def by_hand(router: Router, maps: np.ndarray, signs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def by_hand(router: Router, maps: np.ndarray, trust: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fused maps and shares of every frame, pixel by pixel."""
-    owner = {(0, 0): 0, (1, 0): 1, (2, 1): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}
     fused, shares = np.zeros((3, *maps.shape[1:])), np.zeros((3, 3))
     for frame in range(3):
-        rows = {s: r for (f, s), r in owner.items() if f == frame}
+        rows = {s: r for (f, s), r in OWNER.items() if f == frame}
         score, gate = {}, {}
         for sensor, row in rows.items():
-            scorer, name = router.scorers[SENSORS[sensor]], SENSORS[sensor]
+            scorer = router.scorers[SENSORS[sensor]]
             weight, bias = scorer.weight.detach().double().numpy()[0], scorer.bias.item()
             own = maps[row] if router.per_pixel else maps[row].mean(axis=(1, 2), keepdims=True)
-            more, gate[sensor] = 0.0, 1.0
-            if len(router.reliability):
-                with torch.no_grad():
-                    delta, logit = router.reliability[name](signs[row : row + 1])
-                more, gate[sensor] = delta.item(), expit(logit.item())
-            score[sensor] = np.einsum("c,chw->hw", weight, own) + bias + more
+            gate[sensor] = trust[row]
+            score[sensor] = np.einsum("c,chw->hw", weight, own) + bias + np.log(trust[row])
         routed = softmax(np.stack([score[s] for s in rows]), axis=0)
         a = expit(router.mix.item())
         for i, sensor in enumerate(rows):
@@ -158,27 +222,29 @@ def by_hand(router: Router, maps: np.ndarray, signs: Tensor) -> tuple[np.ndarray
 @pytest.mark.parametrize("reliability", [False, True])
 @pytest.mark.parametrize("per_pixel", [False, True])
 def test_the_router_is_the_one_computed_by_hand(per_pixel: bool, reliability: bool) -> None:
-    router, maps, signs = (
-        make(per_pixel=per_pixel, reliability=reliability),
-        torch.randn(6, 5, 4, 6),
-        torch.randn(6, SIGNS),
-    )
-    fused, shares = router(maps, (4, 6), SEGMENTS, FRAMES, 3, signs)
-    expected, expected_shares = by_hand(router, maps.double().numpy(), signs)
+    router, maps = make(per_pixel=per_pixel), torch.randn(6, 5, 4, 6)
+    trust = torch.rand(6) if reliability else torch.ones(6)
+    fused, shares = router(maps, (4, 6), SEGMENTS, FRAMES, 3, trust.log() if reliability else None)
+    expected, expected_shares = by_hand(router, maps.double().numpy(), trust.double().numpy())
     np.testing.assert_allclose(fused.detach().numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(shares.detach().numpy(), expected_shares, atol=1e-6)
     assert torch.equal(fused[2], maps[2]), "a single sensor's map comes back exactly"
     assert shares[2].tolist() == [0.0, 1.0, 0.0]
 
 
-def test_a_shut_gate_takes_a_sensor_out_of_the_mean_too() -> None:
-    router = Router(SENSORS, 5, "mean", reliability=True)
-    with torch.no_grad():
-        router.reliability["rgb"].layers[2].bias[1] = -20.0
-    shares = router(torch.randn(6, 5, 4, 6), (4, 6), SEGMENTS, FRAMES, 3, torch.randn(6, SIGNS))[1]
+@pytest.mark.parametrize("fusion", ["mean", "routed", "mean+routed"])
+def test_a_sensor_without_trust_has_no_share_in_any_path(fusion: str) -> None:
+    router = make(fusion=fusion)
+    trust = torch.zeros(6)
+    trust[0] = -40.0
+    shares = router(torch.randn(6, 5, 4, 6), (4, 6), SEGMENTS, FRAMES, 3, trust)[1]
     assert shares[0, 0].item() < 1e-6
-    torch.testing.assert_close(shares[0, 1:], torch.tensor([0.5, 0.5]))
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(3))
+
+
+def test_a_sensor_alone_has_all_of_the_share_however_little_it_is_trusted() -> None:
+    shares = make()(torch.randn(6, 5, 4, 6), (4, 6), SEGMENTS, FRAMES, 3, torch.full((6,), -60.0))[1]
+    assert shares[2].tolist() == [0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("per_pixel", [False, True])
@@ -198,12 +264,6 @@ def test_rescaling_gives_the_fused_map_the_level_of_its_parts(per_pixel: bool) -
         torch.testing.assert_close(after[frame] / root(after[frame]), before[frame] / root(before[frame]))
     zero = scaled(torch.zeros_like(maps), (3, 6), SEGMENTS, FRAMES, 3)[0]
     assert not zero.any(), "a map of zeros stays one"
-
-
-def test_reliability_begins_by_telling_no_two_sensors_apart() -> None:
-    score, gate = Reliability()(torch.randn(7, SIGNS))
-    assert not score.any()
-    assert len(gate.unique()) == 1
 
 
 # ---------------------------------------------------------------- the model
@@ -226,7 +286,7 @@ def model(request: pytest.FixtureRequest) -> MLESAM:
     built = MLESAM(CHANNELS, 4, ModelConfig(rank=2, **chosen)).eval()
     with torch.no_grad():
         for name, parameter in built.named_parameters():
-            if "routers" in name or name.endswith(".b"):
+            if name.startswith(("routers", "reliability")) or name.endswith(".b"):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     return built
 

@@ -57,7 +57,8 @@ class DataConfig:
     photometric: float = 1.0
     """Strength of the changes of brightness, contrast, blur and noise, by kind of sensor. 0 switches them off."""
     faults: float = 0.0
-    """Probability per frame that one of its sensors gets a random fault (``mlesam.sensors.faults``, those that are seen)."""
+    """Probability per frame that a further pass sees one of its sensors with a random fault (of ``mlesam.sensors.faults``, those
+    that are seen). The frame itself stays sound."""
     workers: int = 1
     """Processes that load training frames. 0 loads them in the main process."""
 
@@ -97,7 +98,8 @@ class ModelConfig:
     router: Literal["image", "pixel"] = "image"
     """One weight for each sensor and frame (the method), or one for each of its pixels."""
     reliability: bool = False
-    """Let the router see signs of a broken sensor: statistics of its frame, and whether the other sensors agree with it."""
+    """Turn away from a broken sensor, as far as its frame looks strange or the other sensors disagree with it. Learned after the
+    training, from frames broken on purpose."""
     rescale: bool = True
     """Bring each fused map to the level of the sensors' own maps, which a mean of them falls short of. False: as in the paper."""
     combine: Literal["logits", "probabilities", "mask", "pyramid"] = "logits"

@@ -5,7 +5,7 @@ A sensor that is missing is an absent key, never zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -50,12 +50,47 @@ class Sample:
         label: ``(H, W)`` int64 class ids, or None.
         id: the frame's name.
         tags: for instance ``("night", "fog")``.
+        broken: ``{modality: (image, severity)}``, what a training frame's sensor would have shown with a fault (1 to 5).
     """
 
     images: dict[str, Tensor]
     label: Tensor | None = None
     id: str = ""
     tags: tuple[str, ...] = ()
+    broken: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What some sensors of a training batch would have shown with a fault.
+
+    Attributes:
+        images: ``{modality: (n, C, H, W)}``. frames: ``{modality: (n,) int64}``, the frames of the batch they belong to.
+        severities: ``{modality: (n,) int64}``, 1 to 5.
+    """
+
+    images: dict[str, Tensor]
+    frames: dict[str, Tensor]
+    severities: dict[str, Tensor]
+
+    @staticmethod
+    def stack(samples: Sequence[Sample]) -> Broken | None:
+        """Of all samples together; None where nothing is broken."""
+        rows: dict[str, list[tuple[int, Tensor, int]]] = {}
+        for index, sample in enumerate(samples):
+            for modality, (image, severity) in sample.broken.items():
+                rows.setdefault(modality, []).append((index, image, severity))
+        if not rows:
+            return None
+        return Broken(
+            {m: torch.stack([image for _, image, _ in own]) for m, own in rows.items()},
+            {m: torch.tensor([index for index, _, _ in own]) for m, own in rows.items()},
+            {m: torch.tensor([severity for _, _, severity in own]) for m, own in rows.items()},
+        )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Broken:
+        """With every tensor changed."""
+        return Broken(*({m: change(t) for m, t in own.items()} for own in (self.images, self.frames, self.severities)))
 
 
 @dataclass(frozen=True)
@@ -67,6 +102,7 @@ class Batch:
         frames: ``{modality: (n,) int64}``, which frame of the batch each row belongs to.
         labels: ``(B, H, W)`` int64, or None.
         ids, tags: one entry per frame.
+        broken: in training, copies of sensors with a fault; None where there are none.
     """
 
     images: dict[str, Tensor]
@@ -74,6 +110,7 @@ class Batch:
     ids: tuple[str, ...]
     labels: Tensor | None = None
     tags: tuple[tuple[str, ...], ...] = ()
+    broken: Broken | None = None
 
     @staticmethod
     def stack(samples: Sequence[Sample]) -> Batch:
@@ -106,6 +143,7 @@ class Batch:
             ids=tuple(s.id for s in samples),
             labels=torch.stack(labelled) if len(labelled) == len(samples) else None,
             tags=tuple(s.tags for s in samples),
+            broken=Broken.stack(samples),
         )
 
     @staticmethod
@@ -138,11 +176,13 @@ class Batch:
             return {m: t.to(device, non_blocking=non_blocking) for m, t in tensors.items()}
 
         labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
-        return replace(self, images=move(self.images), frames=move(self.frames), labels=labels)
+        broken = None if self.broken is None else self.broken.each(lambda t: t.to(device, non_blocking=non_blocking))
+        return replace(self, images=move(self.images), frames=move(self.frames), labels=labels, broken=broken)
 
     def pin_memory(self) -> Batch:
         labels = None if self.labels is None else self.labels.pin_memory()
-        return replace(self, images={m: t.pin_memory() for m, t in self.images.items()}, labels=labels)
+        broken = None if self.broken is None else self.broken.each(Tensor.pin_memory)
+        return replace(self, images={m: t.pin_memory() for m, t in self.images.items()}, labels=labels, broken=broken)
 
     def select(self, modalities: Iterable[str]) -> Batch:
         """The batch with only these sensors (absent ones are no error: a frame may lack them)."""

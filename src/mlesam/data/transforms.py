@@ -72,24 +72,38 @@ def training_sample(
 ) -> Sample:
     """A random crop of a frame as :func:`mlesam.data.reading.read_frame` returns it, changed and normalised.
 
+    Where ``config.faults`` says so, ``broken`` holds one of its sensors with a fault as well.
+
     Args:
         earlier: brings earlier frames for faults in time; without it none of those happens.
     """
     geometry = Geometry.sample(rng, tuple(next(iter(sample.images.values())).shape[-2:]), config)  # type: ignore[arg-type]
-    images = {}
     base = int(rng.integers(2**31))
-    if config.faults and rng.random() < config.faults:
-        sample = random_fault(sample, sensors, rng, earlier)
-    for modality, values in sample.images.items():
+    cut = {m: geometry.apply(values, sensors[m].interpolation) for m, values in sample.images.items()}
+
+    def finished(modality: str, values: Tensor) -> Tensor:
         spec = sensors[modality]
-        values = geometry.apply(values, spec.interpolation)
         if config.photometric:
             # A generator per sensor: a frame that lacks one sensor changes nothing for the others.
             own = np.random.default_rng([base, *modality.encode()])
             values = photometric(values, spec, own, config.photometric)
-        images[modality] = spec.normalized(values)
+        return spec.normalized(values)
+
+    broken = {}
+    if config.faults and rng.random() < config.faults:
+        fault = random_fault(cut, sensors, rng, earlier is not None)
+
+        def before(modality: str, name: str, parameter: int) -> Tensor | None:
+            values = None if earlier is None else earlier(modality, name, parameter)
+            return None if values is None else geometry.apply(values, sensors[modality].interpolation)
+
+        seed = int(rng.integers(2**31))
+        # On the crop, so that what its severity says can be seen in it.
+        values = fault.apply(cut[fault.sensor], sensors[fault.sensor], seed=seed, frame=sample.id, earlier=before)
+        assert values is not None
+        broken[fault.sensor] = (finished(fault.sensor, values), fault.severity)
     label = None if sample.label is None else geometry.apply_label(sample.label)
-    return replace(sample, images=images, label=label)
+    return replace(sample, images={m: finished(m, x) for m, x in cut.items()}, label=label, broken=broken)
 
 
 def evaluation_sample(sample: Sample, sensors: Mapping[str, SensorSpec], resize: int | None) -> Sample:

@@ -16,7 +16,7 @@ from mlesam.model.aligner import Aligners
 from mlesam.model.experts import SHARED, Experts, Segment, unchanged
 from mlesam.model.foundation import LEVEL_STRIDES, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
-from mlesam.model.reliability import agreement, frame_signs
+from mlesam.model.reliability import Reliability, agreement, frame_signs
 from mlesam.model.router import Router
 from mlesam.sample import Batch
 from mlesam.sensors.spec import canonical_order
@@ -100,25 +100,37 @@ class Features:
 
     @staticmethod
     def join(parts: Iterable[Features]) -> Features:
-        """Features of the same frames as one encode of all their sensors would give them. Of a sensor that is in several
-        parts the last one counts, so that what changed can be put in the place of what was."""
+        """Features of the same frames as one encode of all their sensors would give them. Where several parts have a sensor of
+        a frame, the last one counts, so that what changed can be put in the place of what was."""
         parts = list(parts)
-        rows = {
-            segment.modality: (tuple(level[segment.start : segment.stop] for level in part.levels), owners)
-            for part in parts
-            for segment, owners in zip(part.segments, part.frames, strict=True)
-        }
-        order, start, segments = canonical_order(rows), 0, []
-        for modality in order:
-            segments.append(Segment(modality, start, start + len(rows[modality][1])))
-            start = segments[-1].stop
-        maps = [torch.cat([rows[m][0][i] for m in order]) for i in range(len(parts[0].levels))]
-        signs = None
-        if all(part.signs is not None for part in parts):
-            own = {s.modality: p.signs[s.start : s.stop] for p in parts for s in p.segments if p.signs is not None}
-            signs = torch.cat([own[m] for m in order])
-        frames = tuple(rows[m][1] for m in order)
-        return replace(parts[0], levels=tuple(maps), segments=tuple(segments), frames=frames, signs=signs)
+        found: dict[str, list[tuple[Features, Segment, Tensor]]] = {}
+        for part in parts:
+            for segment, owners in zip(part.segments, part.frames, strict=True):
+                found.setdefault(segment.modality, []).append((part, segment, owners))
+        levels: list[list[Tensor]] = [[] for _ in parts[0].levels]
+        signs: list[Tensor] = []
+        segments, frames, start = [], [], 0
+        for modality in canonical_order(found):
+            own = found[modality]
+            owners = torch.cat([o for _, _, o in own])
+            order = torch.arange(len(owners), device=owners.device)
+            if len(own) > 1:
+                latest = {int(frame): row for row, frame in enumerate(owners.tolist())}
+                order = torch.tensor([latest[frame] for frame in sorted(latest)], device=owners.device)
+            for i, joined in enumerate(levels):
+                joined.append(torch.cat([p.levels[i][s.start : s.stop] for p, s, _ in own])[order])
+            if all(p.signs is not None for p, _, _ in own):
+                signs.append(torch.cat([p.signs[s.start : s.stop] for p, s, _ in own if p.signs is not None])[order])
+            frames.append(owners[order])
+            segments.append(Segment(modality, start, start + len(order)))
+            start += len(order)
+        return replace(
+            parts[0],
+            levels=tuple(torch.cat(maps) for maps in levels),
+            segments=tuple(segments),
+            frames=tuple(frames),
+            signs=torch.cat(signs) if len(signs) == len(found) else None,
+        )
 
     def select(self, modalities: Iterable[str]) -> Features:
         """Only these sensors. To be decoded, every frame must have one of them: see :meth:`covered`."""
@@ -172,11 +184,15 @@ class Output:
         return full[..., : self.size[0], : self.size[1]]
 
 
+def _valid(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Height and width of the part of each level that shows the frame; the rest is padding."""
+    return [(math.ceil(size[0] / stride), math.ceil(size[1] / stride)) for stride in LEVEL_STRIDES]
+
+
 def belongs_to(name: str, modality: str) -> bool:
-    """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner or scorers."""
-    return name.startswith(tuple(f"{part}.{modality}." for part in ("stems", "experts", "aligners"))) or any(
-        f".{part}.{modality}." in name for part in ("scorers", "reliability")
-    )
+    """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner, scorers or reliability."""
+    parts = ("stems", "experts", "aligners", "reliability")
+    return name.startswith(tuple(f"{part}.{modality}." for part in parts)) or f".scorers.{modality}." in name
 
 
 class Stem(nn.Module):
@@ -244,12 +260,14 @@ class MLESAM(nn.Module):
         self.experts = Experts(self.modalities, self.foundation.projections, config)
         width = self.foundation.width
         self.aligners = Aligners(self.modalities if config.align else (), width, len(LEVEL_STRIDES))
-        routing = (config.fusion, config.top_k, config.router == "pixel", config.reliability, config.rescale)
+        routing = (config.fusion, config.top_k, config.router == "pixel", config.rescale)
         self.routers = nn.ModuleList(Router(self.modalities, width, *routing) for _ in LEVEL_STRIDES)
         self.merged: str | None = None
         self._plain_weights: dict[tuple[int, str], Tensor] = {}
         self.mask_head = MaskHead(loaded.decoder, num_classes)
         self.pyramid_head = PyramidHead(width, config.pyramid_width or width, num_classes)
+        weighed = self.modalities if config.reliability and len(self.modalities) > 1 else ()
+        self.reliability = nn.ModuleDict({m: Reliability() for m in weighed})
         if config.mask_decoder == "freeze":
             if loaded.decoder_is_drawn:
                 raise RequestError(
@@ -344,7 +362,7 @@ class MLESAM(nn.Module):
         for modality in present:
             image = batch.images[modality]
             self._check_image(modality, image, (height, width))
-            if self.config.reliability:
+            if len(self.reliability):
                 signs.append(frame_signs(image))
             if modality in self.stems:
                 image = self.stems[modality](image)
@@ -382,17 +400,28 @@ class MLESAM(nn.Module):
                 f"{modality} is {found} pixels, but another sensor is {size[1]}x{size[0]}; align them first."
             )
 
+    def signs(self, features: Features) -> Tensor:
+        """(R, S) what is seen of each row's reliability, in the company that the frame has in ``features``."""
+        if features.signs is None:
+            raise RequestError("this model does not look at its sensors' reliability; build it with model.reliability.")
+        agreed = agreement(features.levels, _valid(features.size), features.segments, features.frames)
+        return torch.cat([features.signs, agreed], dim=1)
+
+    def trust(self, features: Features) -> Tensor | None:
+        """(R,) float32, the logarithm of how far each row is trusted; None where the model does not look at it."""
+        if not len(self.reliability):
+            return None
+        signs = self.signs(features)
+        return torch.cat([self.reliability[s.modality](signs[s.start : s.stop]) for s in features.segments])
+
     def decode(self, features: Features) -> Output:
         """Fuse the sensors in ``features`` and run both heads."""
         features.check_covered()
         fused, shares = [], []
-        valid = [(math.ceil(features.size[0] / s), math.ceil(features.size[1] / s)) for s in LEVEL_STRIDES]
-        signs = features.signs
-        if signs is not None:
-            agreed = agreement(features.levels[-1], valid[-1], features.segments, features.frames)
-            signs = torch.cat([signs, agreed], dim=1)
+        valid = _valid(features.size)
+        trust = self.trust(features)
         for shown, router, level in zip(valid, self.routers, features.levels, strict=True):
-            map_, share = router(level, shown, features.segments, list(features.frames), features.count, signs)
+            map_, share = router(level, shown, features.segments, list(features.frames), features.count, trust)
             fused.append(map_)
             shares.append(share)
         return Output(

@@ -1,7 +1,11 @@
-"""What can be seen of a sensor that is broken, without knowing the scene: statistics of its frame, and whether the others agree.
+"""What can be seen of a sensor that lies, and how far it is trusted for it.
 
-A feature map averaged over space says what a sensor shows. It says little about a frame that is black, washed out, full of noise,
-or of another place: the trunk makes plausible features of anything. These numbers say it.
+A router that only ever saw sound sensors does not notice a broken one. Here are numbers that show it: statistics of a sensor's
+own frame, and how well its maps agree with those of the frame's other sensors. From them a small network per sensor says how
+far to trust it, 0 to 1, which multiplies the sensor's share in the fused maps, in the plain mean as well. ``training/trust.py``
+fits it after the training, on sound frames and on frames broken on purpose; until then all sensors are trusted alike.
+
+Shape letters: R rows (one per frame and sensor), S signs, C channels.
 """
 
 from __future__ import annotations
@@ -14,8 +18,12 @@ from torch import Tensor, nn
 
 from mlesam.model.experts import Segment
 
-FRAME_SIGNS, AGREEMENT_SIGNS = 10, 2
+FRAME_SIGNS, AGREEMENT_SIGNS = 10, 12
 SIGNS = FRAME_SIGNS + AGREEMENT_SIGNS
+REACH = 10.0
+"""Standard deviations beyond which a sign says no more."""
+FARTHEST = 4.0
+"""Standard deviations to which the outliers of :meth:`Reliability.fit` reach."""
 
 
 def frame_signs(image_RCHW: Tensor) -> Tensor:
@@ -50,48 +58,119 @@ def _steps(z: Tensor, dim: int) -> Tensor:
 
 
 def agreement(
-    map_RCHW: Tensor, valid: tuple[int, int], segments: Sequence[Segment], frames: Sequence[Tensor]
+    levels: Sequence[Tensor], valid: Sequence[tuple[int, int]], segments: Sequence[Segment], frames: Sequence[Tensor]
 ) -> Tensor:
-    """(R, 2) float32: mean and largest cosine between a row's map and those of the same frame's other sensors; 0 where there is
-    no other.
+    """(R, 12) float32: how well each row's maps agree with those of the same frame's other sensors; 0 where there is no other.
 
-    A sensor that lies (stale, shifted, of another scene) shows nothing wrong by itself. It disagrees.
+    A sensor that is stale or moved shows nothing wrong by itself, but it disagrees. For the maps at strides 8 and 16, two numbers
+    for each pair of sensors: the mean over the pixels of the cosine between their features, and the correlation of the
+    whole maps. Of each number the mean, largest and smallest over the other sensors.
 
     Args:
-        valid: height and width of the part that shows the frame.
+        levels: maps (R, C, h, w), finest first; the finest is not looked at. valid: height and width of the part of each that
+            shows the frame.
     """
-    maps = F.normalize(map_RCHW[..., : valid[0], : valid[1]].detach().float(), dim=1)
-    parts = maps.split([s.rows for s in segments])
-    found: list[Tensor] = []
-    for i, (part, own) in enumerate(zip(parts, frames, strict=True)):
-        total, most, others = (part.new_zeros(len(part)) for _ in range(3))
-        for j, (other, theirs) in enumerate(zip(parts, frames, strict=True)):
-            if i == j:
-                continue
-            same = own[:, None] == theirs[None, :]
-            shared = same.any(dim=1)
-            cosine = (part * other[same.int().argmax(dim=1)]).sum(dim=1).mean(dim=(1, 2))
-            cosine = torch.where(shared, cosine, 0.0)
-            total, others = total + cosine, others + shared
-            most = torch.where(shared & ((others == 1) | (cosine > most)), cosine, most)
-        found.append(torch.stack([total / others.clamp(min=1), most], dim=1))
-    return torch.cat(found)
+    rows = len(levels[0])
+    found = levels[0].new_zeros((rows, len(segments), 4), dtype=torch.float32)
+    other = torch.zeros((rows, len(segments)), dtype=torch.bool, device=found.device)
+    for level, ((height, width), maps) in enumerate(zip(valid[1:], levels[1:], strict=True)):
+        shown = maps[..., :height, :width].detach().float()
+        unit = F.normalize(shown, dim=1)
+        middle = F.normalize((shown - shown.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=1)
+        for i, (one, own) in enumerate(zip(segments, frames, strict=True)):
+            for j, (two, theirs) in enumerate(zip(segments[:i], frames[:i], strict=True)):
+                same = own[:, None] == theirs[None, :]
+                has = same.any(dim=1)
+                a = torch.arange(one.start, one.stop, device=found.device)[has]
+                b = two.start + same.int().argmax(dim=1)[has]
+                pair = torch.stack(
+                    [(unit[a] * unit[b]).sum(dim=1).mean(dim=(1, 2)), (middle[a] * middle[b]).sum(dim=1)], dim=1
+                )
+                for row, column in ((a, j), (b, i)):
+                    found[row, column, 2 * level : 2 * level + 2] = pair
+                    other[row, column] = True
+    there = other[:, :, None]
+    count = other.sum(dim=1).clamp(min=1)[:, None]
+    most = torch.where(there, found, float("-inf")).amax(dim=1)
+    least = torch.where(there, found, float("inf")).amin(dim=1)
+    signs = torch.cat([found.sum(dim=1) / count, most, least], dim=1)
+    return torch.where(other.any(dim=1, keepdim=True), signs, 0.0)
 
 
 class Reliability(nn.Module):
-    """From the signs to two numbers: what is added to a sensor's score, and the gate (0 to 1) in front of the plain mean.
+    """From a sensor's signs to the logarithm of how far it is trusted (0 to 1).
 
-    Starts by telling no two sensors apart: score 0, one gate for all.
+    The signs are first brought to mean 0 and covariance 1 over sound frames, so that what no sound frame shows is far out. Fresh,
+    it trusts every frame alike.
     """
+
+    mean: Tensor
+    whiten: Tensor
 
     def __init__(self, hidden: int = 16) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(SIGNS, hidden), nn.GELU(), nn.Linear(hidden, 2))
+        self.register_buffer("mean", torch.zeros(SIGNS))
+        self.register_buffer("whiten", torch.eye(SIGNS))
+        self.layers = nn.Sequential(nn.Linear(SIGNS, hidden), nn.GELU(), nn.Linear(hidden, 1))
         last = self.layers[2]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        self.requires_grad_(False)  # no part of the training proper
 
-    def forward(self, signs_RS: Tensor) -> tuple[Tensor, Tensor]:
-        score, gate = self.layers(signs_RS.to(self.layers[0].weight.dtype)).float().unbind(dim=1)  # type: ignore[union-attr]
-        return score, gate
+    def logit(self, signs_RS: Tensor) -> Tensor:
+        far = (signs_RS.to(self.mean.dtype) - self.mean) @ self.whiten
+        return self.layers(far.clamp(-REACH, REACH) / 3)[:, 0].float()
+
+    def forward(self, signs_RS: Tensor) -> Tensor:
+        """(R,) float32, the logarithm of the trust."""
+        return F.logsigmoid(self.logit(signs_RS))
+
+    @torch.enable_grad()
+    def fit(self, signs_RS: Tensor, trust_R: Tensor, seed: int = 0, steps: int = 400) -> None:
+        """Learn from rows whose trust is known, and that whatever lies far from the sound ones deserves less.
+
+        The second part is outlier exposure (Hendrycks et al., arXiv 1812.04606): random points around the sound rows, k
+        standard deviations away in each sign or further in a few of them, deserve exp(-k). Without it the network says
+        anything at all about a fault it never saw.
+
+        Args:
+            signs_RS: of sound and of broken rows. trust_R: 1 for sound rows, less for broken ones.
+        """
+        signs, trust = signs_RS.detach().float().cpu(), trust_R.float().cpu()
+        sound = trust == 1
+        if int(sound.sum()) < 2 or bool(sound.all()):
+            return
+        middle, spread = signs[sound].mean(dim=0), signs[sound].std(dim=0) + 1e-2
+        scaled = (signs[sound] - middle) / spread
+        covariance = torch.cov(scaled.T) + 0.1 * torch.eye(SIGNS)
+        whiten = torch.linalg.cholesky(torch.linalg.inv(covariance)) / spread[:, None]
+        device = self.mean.device
+        self.cpu()
+        self.mean.copy_(middle)
+        self.whiten.copy_(whiten)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for layer in self.layers:
+                if isinstance(layer, nn.Linear):
+                    layer.reset_parameters()
+        self.requires_grad_(True)
+        optimizer = torch.optim.AdamW(self.layers.parameters(), lr=1e-2, weight_decay=1e-2)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        for _ in range(steps):
+            far = torch.rand(int(sound.sum()), 1, generator=generator) * FARTHEST
+            share = torch.rand(
+                len(far), 1, generator=generator
+            )  # of the signs that are strange: all, some, or one of them
+            moved = (torch.rand(len(far), SIGNS, generator=generator) < share).float()
+            step = torch.randn(len(far), SIGNS, generator=generator) * moved * spread
+            strange = signs[sound] + far * step * (SIGNS / moved.sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
+            known = loss(self.logit(signs), trust, reduction="none")
+            total = known[sound].mean() + known[~sound].mean() + loss(self.logit(strange), torch.exp(-far[:, 0]))
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        self.requires_grad_(False)
+        self.to(device)

@@ -2,7 +2,7 @@
 
 arXiv 2412.04220, equations 8 and 9: average each sensor's map over space, one linear layer gives a score, softmax over
 the sensors, keep the top k, sum. The sum is mixed with the plain mean, which the paper's ablation needs.
-Beyond the paper, and optional: scores per pixel, and scores and a gate that see signs of a broken sensor.
+Beyond the paper, and optional: scores per pixel, a trust in each sensor that holds for both (``reliability.py``), and rescaling.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mlesam.errors import RequestError
 from mlesam.model.experts import Segment
-from mlesam.model.reliability import Reliability
 
 
 class Router(nn.Module):
@@ -28,8 +27,6 @@ class Router(nn.Module):
         fusion: ``mean``, ``routed`` or ``mean+routed`` (fused = a * routed + (1 - a) * mean, a learned from 0.5).
         top_k: sensors kept; their weights are scaled to sum to 1. None: all.
         per_pixel: score every pixel of the maps instead of their average.
-        reliability: what is seen of a broken sensor (:mod:`mlesam.model.reliability`) is added to its score, and a gate turns the
-            plain mean into a weighted one, sum(g f) / sum(g): else a broken sensor would keep its part of the mean.
         rescale: bring the fused map to the level of the maps it was made of. A mean of maps that differ is smaller than each of
             them, so that the heads would see another level with every set of sensors.
     """
@@ -41,7 +38,6 @@ class Router(nn.Module):
         fusion: str = "mean+routed",
         top_k: int | None = None,
         per_pixel: bool = False,
-        reliability: bool = False,
         rescale: bool = False,
     ):
         super().__init__()
@@ -56,7 +52,6 @@ class Router(nn.Module):
         self.mix = nn.Parameter(torch.zeros(())) if fusion == "mean+routed" else None
         if fusion != "mean":
             self.scorers.update({m: nn.Linear(width, 1) for m in modalities})
-        self.reliability = nn.ModuleDict({m: Reliability() for m in modalities} if reliability else {})
         if len(modalities) == 1:
             self.requires_grad_(False)  # one sensor has nothing to be weighed against, so no gradient would come
 
@@ -66,7 +61,7 @@ class Router(nn.Module):
         segments: tuple[Segment, ...],
         frames: list[Tensor],
         count: int,
-        signs_RS: Tensor | None = None,
+        trust_R: Tensor | None = None,
     ) -> Tensor:
         """Each sensor's effective share in the fused map: (B, M, H, W) float32, 0 where absent, sums to 1 over M.
 
@@ -74,7 +69,8 @@ class Router(nn.Module):
             features_RCHW: each row's map, averaged over space (H = W = 1) where the router does not work per pixel.
             frames: for each segment, which frame each of its rows belongs to.
             count: number of frames B.
-            signs_RS: what is seen of each row's reliability.
+            trust_R: logarithm of how far each row is trusted. A sensor's part of the mean is its trust by the sum of all
+                trusts, and its score is raised by the logarithm, so that a sensor with no trust has no share in either.
         """
         shape = (count, len(self.modalities), *features_RCHW.shape[-2:])
         device = features_RCHW.device
@@ -88,13 +84,12 @@ class Router(nn.Module):
                 scorer: Any = self.scorers[segment.modality]
                 own = features_RCHW[segment.start : segment.stop].to(scorer.weight.dtype)
                 score = scorer(own.permute(0, 2, 3, 1))[..., 0].float()
-            if len(self.reliability):
-                assert signs_RS is not None
-                more, gate = self.reliability[segment.modality](signs_RS[segment.start : segment.stop])
-                score = score + more[:, None, None]
+            if trust_R is not None:
+                gate = trust_R[segment.start : segment.stop].float()
+                score = score + gate[:, None, None]
             scores = scores.index_put((rows, column), score)
             gates = gates.index_put((rows, column), gate[:, None, None])
-        mean = _shares(torch.sigmoid(gates)).expand(shape)  # absent: sigmoid(-inf) is 0
+        mean = softmax(gates).expand(shape)  # absent: exp(-inf) is 0
         if self.fusion == "mean":
             return mean
         routed = keep_top(softmax(scores), self.top_k)
@@ -110,13 +105,14 @@ class Router(nn.Module):
         segments: tuple[Segment, ...],
         frames: list[Tensor],
         count: int,
-        signs_RS: Tensor | None = None,
+        trust_R: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Fuse the maps of one level.
 
         Args:
             map_RCHW: (R, C, H, W), rows stacked by sensor.
             valid: height and width of the part that shows the frame; the rest is padding and not averaged.
+            trust_R: see :meth:`weights`.
 
         Returns:
             fused (B, C, H, W) and the shares (B, M), averaged over the frame where they differ by pixel.
@@ -124,7 +120,7 @@ class Router(nn.Module):
         features = map_RCHW
         if not self.per_pixel:
             features = map_RCHW[..., : valid[0], : valid[1]].float().mean(dim=(2, 3), keepdim=True)
-        shares = self.weights(features, segments, frames, count, signs_RS)
+        shares = self.weights(features, segments, frames, count, trust_R)
         fused = map_RCHW.new_zeros(count, *map_RCHW.shape[1:])
         parts = map_RCHW.split([s.rows for s in segments])
         for segment, rows, part in zip(segments, frames, parts, strict=True):
@@ -162,10 +158,7 @@ def _level(maps: Tensor, valid: tuple[int, int]) -> Tensor:
 def softmax(scores_BM: Tensor) -> Tensor:
     """Softmax over the sensors (dimension 1), summed one by one: adding an absent sensor's exact zero changes no bit, so a model
     that learns a new sensor still gives the very same results without it."""
-    return _shares((scores_BM - scores_BM.amax(dim=1, keepdim=True).detach()).exp())
-
-
-def _shares(amounts_BM: Tensor) -> Tensor:
+    amounts_BM = (scores_BM - scores_BM.amax(dim=1, keepdim=True).detach()).exp()
     total = amounts_BM[:, 0]
     for column in range(1, amounts_BM.shape[1]):
         total = total + amounts_BM[:, column]

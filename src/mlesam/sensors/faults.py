@@ -262,22 +262,20 @@ def break_sample(
 
 
 def random_fault(
-    sample: Sample, sensors: Mapping[str, SensorSpec], rng: np.random.Generator, earlier: Earlier | None = None
-) -> Sample:
-    """A training frame with one of its sensors at fault: any sensor, any fault that training may use, any severity.
+    modalities: Iterable[str], sensors: Mapping[str, SensorSpec], rng: np.random.Generator, earlier: bool = False
+) -> SensorFault:
+    """A fault for a training frame: any of its sensors, any fault that training may use, any severity.
 
     Args:
-        earlier: brings earlier frames; without it no fault in time is drawn.
+        modalities: the frame's sensors. earlier: whether earlier frames can be had; without them no fault in time is drawn.
 
-    The last sensor of a frame is never dropped.
+    That a sensor is gone is not among them: training leaves sensors out anyway.
     """
-    modality = canonical_order(sample.images)[int(rng.integers(len(sample.images)))]
+    present = canonical_order(modalities)
+    modality = present[int(rng.integers(len(present)))]
     known = [
         name
         for name in applicable(sensors[modality], modality)
-        if name in seen()
-        and not (FAULTS[name].removes and len(sample.images) == 1)
-        and not (FAULTS[name].needs_earlier and earlier is None)
+        if name in seen() and not FAULTS[name].removes and (earlier or not FAULTS[name].needs_earlier)
     ]
-    fault = SensorFault(modality, known[int(rng.integers(len(known)))], int(rng.integers(1, 6)))
-    return break_sample(sample, sensors, [fault], seed=int(rng.integers(2**31)), earlier=earlier)
+    return SensorFault(modality, known[int(rng.integers(len(known)))], int(rng.integers(1, 6)))

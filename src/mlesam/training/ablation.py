@@ -32,7 +32,7 @@ from mlesam.evaluation.metrics import mean_iou
 from mlesam.model.checkpoints import load_metadata, load_tensors, replace_file, save_tensors
 from mlesam.model.run import LAST, LOG, RECORD, Run
 from mlesam.training.grid import SEED, VARIANT, Axes, Cell, plan
-from mlesam.training.loop import train
+from mlesam.training.loop import owes_trust, train
 
 TABLE = "ablation"
 CONFUSIONS = Path("evaluation") / "frames.safetensors"
@@ -254,7 +254,7 @@ def _train_and_test(cell: Cell) -> str:
         return "done by another grid"
     if (cell.path / LAST).is_file():
         run = Run.load(cell.path)
-        if load_metadata(cell.path / LAST)["step"] < run.recipe.training.steps:  # type: ignore[operator]
+        if load_metadata(cell.path / LAST)["step"] < run.recipe.training.steps or owes_trust(cell.path):  # type: ignore[operator]
             run = train(run.recipe, cell.path, resume=True)
     else:
         shutil.rmtree(cell.path, ignore_errors=True)  # of a training that was killed before its first checkpoint

@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,15 @@ from mlesam.data.loading import (
     training_loader,
 )
 from mlesam.errors import DataError, RequestError, WorkError
-from mlesam.model.checkpoints import file_sha256, load_tensors, replace_file, save_tensors
-from mlesam.model.mlesam import MLESAM, Output
+from mlesam.model.checkpoints import file_sha256, load_metadata, load_tensors, replace_file, save_tensors
+from mlesam.model.mlesam import MLESAM, Features, Output
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights, save_weights
-from mlesam.sample import Batch
+from mlesam.sample import Batch, Broken
 from mlesam.training.loss import divergence, ohem_cross_entropy
 from mlesam.training.optimizer import learning_rate, make_optimizer
 from mlesam.training.prepare import Prepared, prepare, refuse_existing
 from mlesam.training.progress import Progress
+from mlesam.training.trust import fit_trust
 from mlesam.training.validation import collapses, validate
 
 
@@ -82,7 +84,28 @@ def train(
         replace_file(out / RECORD, json.dumps(_record(prepared, model, command, init), indent=2) + "\n")
         replace_file(out / RECIPE, dump_recipe(prepared.recipe))
     trainer.run()
+    if trainer.main:
+        _learn_trust(prepared, out, report)
     return Run.load(out)
+
+
+def owes_trust(out: Path) -> bool:
+    """Whether a run's model looks at its sensors' reliability and has not learned it yet."""
+    run = Run.load(out)
+    wanted = run.recipe.model.reliability and len(run.sensors) > 1 and (out / WEIGHTS).is_file()
+    return wanted and not load_metadata(out / WEIGHTS).get("trust_fitted", False)
+
+
+def _learn_trust(prepared: Prepared, out: Path, report: Progress) -> None:
+    """Fit the reliability of the chosen weights, where the model looks at it, and store them again."""
+    if not owes_trust(out):
+        return
+    report.say("learning from broken frames how far to trust each sensor")
+    chosen = load_metadata(out / WEIGHTS)
+    model = Run.load(out).load_model().to("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = prepared.recipe
+    fit_trust(model, prepared.train, prepared.sensors, recipe.data.resize, recipe.seed, recipe.training.only)
+    save_weights(model, out / WEIGHTS, {"step": chosen["step"], "miou": chosen["miou"], "trust_fitted": True})
 
 
 def precision(config: TrainingConfig, foundation: str, device: torch.device) -> str:
@@ -107,12 +130,15 @@ class Step(nn.Module):
         self.config = config
 
     def forward(self, batch: Batch, subsets: Sequence[Mapping[str, Tensor]] = ()) -> dict[str, Tensor]:
-        """Losses of the full-sensor pass, and of passes that keep the rows in each of ``subsets`` alone."""
+        """Losses of the full-sensor pass, of passes that keep the rows in each of ``subsets`` alone, and of one with the sensors
+        that are broken in the place of the sound ones."""
         assert batch.labels is not None
         config, labels = self.config, batch.labels
         features = self.model.encode(batch)
         full = self.model.decode(features)
         partial = [self.model.decode(features.keep(rows)) for rows in subsets]
+        if batch.broken is not None:
+            partial.append(self.model.decode(Features.join([features, self._broken(batch, batch.broken)])))
         own = [self._both(output, labels) for output in (full, *partial)]
         mask, pyramid = own[0]
         if partial:  # all subsets together weigh as much as the full pass
@@ -130,6 +156,14 @@ class Step(nn.Module):
             losses["sensor_loss"] = config.mask_loss * alone[0] + config.pyramid_loss * alone[1]
             loss = loss + config.sensor_loss * losses["sensor_loss"]
         return {"loss": loss, **losses}
+
+    def _broken(self, batch: Batch, broken: Broken) -> Features:
+        """The batch's broken sensors through the trunk, as rows of its frames."""
+        rows = [len(images) for images in broken.images.values()]
+        apart = torch.arange(sum(rows)).split(rows)
+        own = Batch(broken.images, dict(zip(broken.images, apart, strict=True)), tuple(map(str, range(sum(rows)))))
+        found = self.model.encode(own)
+        return replace(found, frames=tuple(broken.frames[m] for m in found.modalities), count=len(batch))
 
     def _both(self, output: Output, labels: Tensor) -> tuple[Tensor, Tensor]:
         """OHEM cross-entropy of the mask head and of the pyramid head."""
@@ -194,6 +228,8 @@ class Trainer:
         self.board = _tensorboard(self.out) if config.tensorboard and self.main else None
         micro_batches = batches(self._training_loader())
         started = time.monotonic()
+        if self.step >= steps:
+            return  # only what comes after the training is still to be done
         try:
             self.report.start(steps, self.step)
             while self.step < steps:
@@ -334,7 +370,7 @@ class Trainer:
                     self.optimizer.state[parameter] = {
                         k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
                     }
-        if self.step >= self.config.steps:
+        if self.step >= self.config.steps and not owes_trust(self.out):
             raise RequestError(f"{self.out} is finished ({self.step} of {self.config.steps} steps); nothing to resume.")
         self.report.say(f"going on from step {self.step} of {self.config.steps}")
         if self.main and (self.out / LOG).is_file():

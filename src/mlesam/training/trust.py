@@ -1,0 +1,90 @@
+"""How far to trust each sensor, learned after the training: sound frames against frames broken on purpose.
+
+The weights that see and segment stay as they are, so a model that was trained on sound frames alone can learn it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from mlesam.data.dataset import Frame
+from mlesam.data.faulty import earlier_values
+from mlesam.data.reading import read_frame
+from mlesam.data.transforms import evaluation_sample
+from mlesam.model.mlesam import MLESAM, Features
+from mlesam.sample import Batch, Sample
+from mlesam.sensors.faults import SEVERITIES, random_fault
+from mlesam.sensors.spec import SensorSpec
+
+FRAMES = 256
+"""Training frames that are looked at; more of them add nothing that was measured."""
+Known = dict[str, list[tuple[torch.Tensor, float]]]
+"""For each sensor its rows' signs and how far each row deserves to be trusted."""
+
+
+def fit_trust(
+    model: MLESAM,
+    frames: Sequence[Frame],
+    sensors: Mapping[str, SensorSpec],
+    resize: int | None = None,
+    seed: int = 0,
+    only: Sequence[str] | None = None,
+) -> None:
+    """Fit the reliability of a trained model's sensors.
+
+    A sound sensor deserves 1, one with a fault of severity s deserves 1 - s / 5. Every sensor of every frame is broken once, by
+    a random fault that training may use, beside all other sensors or some of them.
+
+    Args:
+        frames: to train on, in their order. resize: as in the recipe. only: the sensors to fit; None: all.
+    """
+    model.eval()
+    known: Known = {m: [] for m in model.reliability if only is None or m in only}
+    if not known:
+        return
+    device = next(model.parameters()).device
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int))
+    with torch.inference_mode():
+        for index in chosen.tolist():
+            rng = np.random.default_rng([seed, index])
+            sample = read_frame(frames[index], sensors)
+            clean = model.encode(Batch.stack([evaluation_sample(sample, sensors, resize)]).to(device))
+            if len(clean.modalities) < 2:
+                continue  # nothing to be weighed against
+            _note(model, clean, None, 0, rng, known)
+            earlier = partial(earlier_values, frames, sensors, index)
+            for modality in clean.modalities:
+                fault = random_fault([modality], sensors, rng, earlier=True)
+                values = fault.apply(
+                    sample.images[modality], sensors[modality], seed=int(rng.integers(2**31)), earlier=earlier
+                )
+                assert values is not None
+                image = evaluation_sample(Sample({modality: values}), sensors, resize)
+                broken = model.encode(Batch.stack([image]).to(device))
+                _note(model, Features.join([clean, broken]), modality, fault.severity, rng, known)
+    for modality, rows in known.items():
+        if rows:
+            signs = torch.stack([s for s, _ in rows])
+            model.reliability[modality].fit(signs, torch.tensor([t for _, t in rows]), seed)  # type: ignore[operator]
+
+
+def _note(
+    model: MLESAM, features: Features, broken: str | None, severity: int, rng: np.random.Generator, known: Known
+) -> None:
+    """What a scene shows of its sensors: half of the scenes with all of them, half with some."""
+    present = list(features.modalities)
+    if rng.random() < 0.5:
+        count = int(rng.integers(2, len(present) + 1))
+        kept = {present[i] for i in rng.permutation(len(present))[:count]}
+        if broken is not None and broken not in kept:
+            kept = {broken, *sorted(kept)[1:]}
+        features = features.select(kept)
+    signs = model.signs(features).float().cpu()
+    for segment in features.segments:
+        if segment.modality in known:
+            trust = 1 - severity / SEVERITIES[-1] if segment.modality == broken else 1.0
+            known[segment.modality] += [(row, trust) for row in signs[segment.start : segment.stop]]
