@@ -408,8 +408,9 @@ class MLESAM(nn.Module):
         return torch.cat([features.signs, agreed], dim=1)
 
     def trust(self, features: Features) -> Tensor | None:
-        """(R,) float32, the logarithm of how far each row is trusted; None where the model does not look at it."""
-        if not len(self.reliability):
+        """(R,) float32, the logarithm of how far each row is trusted; None where the model does not look at it, and while it is
+        trained: trust is learned after that."""
+        if self.training or not len(self.reliability):
             return None
         signs = self.signs(features)
         return torch.cat([self.reliability[s.modality](signs[s.start : s.stop]) for s in features.segments])
