@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, softmax
+from scipy.stats import entropy
 from torch import Tensor
 
 from mlesam import MLESAM, Batch, ModelConfig
 from mlesam.model.experts import Segment
-from mlesam.model.reliability import SIGNS, Reliability, agreement, frame_signs
+from mlesam.model.heads import PyramidHead
+from mlesam.model.reliability import SIGNS, Reliability, agreement, answer_signs, frame_signs
 from mlesam.model.router import Router
 from mlesam.sample import Sample
 
@@ -96,35 +98,61 @@ def test_a_rows_signs_do_not_depend_on_the_others() -> None:
 OWNER = {(0, 0): 0, (1, 0): 1, (2, 1): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}  # (frame, sensor): row
 
 
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+
+
 def test_agreement_by_hand_with_sensors_missing() -> None:
-    levels = [torch.randn(6, 5, 8 // 2**i, 12 // 2**i) + 0.5 for i in range(3)]
-    valid = [(6, 10), (3, 5), (2, 3)]
-    found = agreement(levels, valid, SEGMENTS, FRAMES).numpy()
+    maps = [torch.randn(6, 5, 4, 6) + 0.5, torch.randn(6, 5, 2, 3) + 0.5]
+    answers = torch.randn(6, 4, 2, 3).softmax(dim=1)
+    found = agreement(maps, answers, SEGMENTS, FRAMES).numpy()
     for (frame, sensor), row in OWNER.items():
         others = [r for (f, s), r in OWNER.items() if f == frame and s != sensor]
-        numbers = []  # for each other sensor: mean cosine and correlation at stride 8, and at stride 16
+        numbers = []
         for other in others:
             own = []
-            for level, (height, width) in zip(levels[1:], valid[1:], strict=True):
-                a, b = (level[r, :, :height, :width].double().numpy().reshape(5, -1) for r in (row, other))
+            for level in maps:
+                a, b = (level[r].double().numpy().reshape(5, -1) for r in (row, other))
                 cosine = (a * b).sum(axis=0) / np.linalg.norm(a, axis=0) / np.linalg.norm(b, axis=0)
-                a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-                own += [cosine.mean(), (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)]
-            numbers.append(own)
-        table = np.array(numbers) if others else np.zeros((1, 4))
+                own += [cosine.mean(), correlation(a, b)]
+            a, b = (answers[r].double().numpy().reshape(4, -1) for r in (row, other))
+            chance, agreed = a.mean(axis=1) @ b.mean(axis=1), (a * b).sum(axis=0).mean()
+            numbers.append([*own, (agreed - chance) / (1 - chance), correlation(a, b)])
+        table = np.array(numbers) if others else np.zeros((1, 6))
         expected = np.concatenate([table.mean(axis=0), table.max(axis=0), table.min(axis=0)])
         np.testing.assert_allclose(found[row], expected, atol=1e-5)
     assert not found[2].any(), "the third frame has depth alone"
 
 
 def test_the_one_that_lies_agrees_least() -> None:
-    truth = [torch.randn(1, 8, 12 // 2**i, 12 // 2**i) for i in range(3)]
-    levels = [
-        torch.cat([t + 0.2 * torch.randn_like(t), torch.randn_like(t), t + 0.2 * torch.randn_like(t)]) for t in truth
-    ]
     segments = tuple(Segment(m, i, i + 1) for i, m in enumerate(SENSORS))
-    found = agreement(levels, [(12, 12), (6, 6), (3, 3)], segments, [torch.tensor([0])] * 3)
-    assert found[:, :8].argmin(dim=0).tolist() == [1] * 8
+
+    def seen(shape: tuple[int, ...]) -> Tensor:
+        truth = torch.randn(1, *shape)
+        return torch.cat(
+            [truth + 0.2 * torch.randn_like(truth), torch.randn_like(truth), truth + 0.2 * torch.randn_like(truth)]
+        )
+
+    found = agreement(
+        [seen((8, 6, 6)), seen((8, 3, 3))], (3 * seen((4, 3, 3))).softmax(1), segments, [torch.tensor([0])] * 3
+    )
+    assert found[:, :12].argmin(dim=0).tolist() == [1] * 12
+
+
+def test_how_sure_an_answer_is_against_scipy() -> None:
+    answers = torch.randn(3, 5, 4, 6).softmax(dim=1)
+    answers[2] = torch.eye(5)[1][:, None, None]  # sure of one class everywhere
+    for row, found in zip(answers.double().numpy(), answer_signs(answers).numpy(), strict=True):
+        expected = [row.max(axis=0).mean(), entropy(row, axis=0).mean(), entropy(row.mean(axis=(1, 2)))]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_coarse_answer_is_that_of_the_averaged_maps() -> None:
+    head = PyramidHead(6, 8, 4)
+    maps = [torch.randn(2, 6, 16 // 2**i, 24 // 2**i) for i in range(3)]
+    small = [torch.nn.functional.avg_pool2d(m, 4 // 2**i) for i, m in enumerate(maps)]
+    torch.testing.assert_close(head.coarse(maps), head(small).softmax(dim=1))
 
 
 # ---------------------------------------------------------------- trust

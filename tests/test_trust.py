@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from mlesam.model.mlesam import Features
 from mlesam.model.run import WEIGHTS, Run
 from mlesam.sample import Sample
 from mlesam.training.loop import Step, train
-from mlesam.training.trust import fit_trust
+from mlesam.training.trust import explained, fit_trust
 
 SENSORS = {"rgb": 3, "depth": 1, "thermal": 1}
 SHORT = {
@@ -118,6 +119,16 @@ def test_an_extension_learns_it_for_the_new_sensor_alone(dataset: Path, tmp_path
             for subset in combinations(given, count):
                 chosen = {m: given[m] for m in subset}
                 assert torch.equal(old(chosen).logits, new(chosen).logits)
+
+
+def test_what_a_broken_picture_still_explains() -> None:
+    picture = image("rgb", 1)
+    assert explained(picture, 3 * picture + 2) == pytest.approx(1)
+    assert explained(picture, -picture) == 0
+    assert explained(picture, torch.zeros_like(picture)) == 0
+    noisy = picture + torch.randn(picture.shape, generator=torch.Generator().manual_seed(2))
+    expected = np.corrcoef(picture.flatten().numpy(), noisy.flatten().numpy())[0, 1] ** 2
+    assert explained(picture, noisy) == pytest.approx(expected)
 
 
 def test_one_sensor_has_nothing_to_be_weighed_against(dataset: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,7 @@ class PyramidHead(nn.Module):
         self.norm = nn.LayerNorm(hidden)  # over channels only: no frame and no pixel depends on another
         self.classify = nn.Linear(hidden, num_classes)
 
-    def forward(self, fused: list[Tensor]) -> Tensor:
+    def forward(self, fused: Sequence[Tensor]) -> Tensor:
         """Fused maps (B, C, H, W), finest first, to class logits (B, classes, H, W) at the finest level."""
         size = fused[0].shape[-2:]
         joined: Tensor | None = None
@@ -106,3 +107,16 @@ class PyramidHead(nn.Module):
         assert joined is not None
         x = F.gelu(self.norm(joined.permute(0, 2, 3, 1)))
         return self.classify(x).permute(0, 3, 1, 2)
+
+    def coarse(self, maps: Sequence[Tensor]) -> Tensor:
+        """The answer at the coarsest level alone, for a sixteenth of the cost or less: finer maps are averaged down to it.
+
+        Args:
+            maps: (R, C, H, W), finest first; each side a multiple of the coarsest one's.
+
+        Returns:
+            Class probabilities (R, classes, H, W), float32.
+        """
+        height, width = maps[-1].shape[-2:]
+        small = [F.adaptive_avg_pool2d(m, (height, width)) for m in maps[:-1]]
+        return self.forward([*small, maps[-1]]).float().softmax(dim=1)

@@ -16,7 +16,7 @@ from mlesam.model.aligner import Aligners
 from mlesam.model.experts import SHARED, Experts, Segment, unchanged
 from mlesam.model.foundation import LEVEL_STRIDES, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
-from mlesam.model.reliability import Reliability, agreement, frame_signs
+from mlesam.model.reliability import Reliability, agreement, answer_signs, frame_signs
 from mlesam.model.router import Router
 from mlesam.sample import Batch
 from mlesam.sensors.spec import canonical_order
@@ -404,8 +404,12 @@ class MLESAM(nn.Module):
         """(R, S) what is seen of each row's reliability, in the company that the frame has in ``features``."""
         if features.signs is None:
             raise RequestError("this model does not look at its sensors' reliability; build it with model.reliability.")
-        agreed = agreement(features.levels, _valid(features.size), features.segments, features.frames)
-        return torch.cat([features.signs, agreed], dim=1)
+        shown = [m[..., :h, :w] for m, (h, w) in zip(features.levels, _valid(features.size), strict=True)]
+        height, width = shown[-1].shape[-2:]
+        with torch.no_grad():
+            answers = self.pyramid_head.coarse(features.levels)[..., :height, :width]
+            agreed = agreement(shown[1:], answers, features.segments, features.frames)
+        return torch.cat([features.signs, answer_signs(answers), agreed], dim=1)
 
     def trust(self, features: Features) -> Tensor | None:
         """(R,) float32, the logarithm of how far each row is trusted; None where the model does not look at it, and while it is

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from mlesam.model.experts import Segment
 
-FRAME_SIGNS, AGREEMENT_SIGNS = 10, 12
-SIGNS = FRAME_SIGNS + AGREEMENT_SIGNS
+FRAME_SIGNS, ANSWER_SIGNS, AGREEMENT_SIGNS = 10, 3, 18
+SIGNS = FRAME_SIGNS + ANSWER_SIGNS + AGREEMENT_SIGNS
 REACH = 10.0
 """Standard deviations beyond which a sign says no more."""
 FARTHEST = 4.0
@@ -57,44 +57,67 @@ def _steps(z: Tensor, dim: int) -> Tensor:
     return z.diff(dim=dim).abs().mean(dim=(1, 2))
 
 
-def agreement(
-    levels: Sequence[Tensor], valid: Sequence[tuple[int, int]], segments: Sequence[Segment], frames: Sequence[Tensor]
-) -> Tensor:
-    """(R, 12) float32: how well each row's maps agree with those of the same frame's other sensors; 0 where there is no other.
-
-    A sensor that is stale or moved shows nothing wrong by itself, but it disagrees. For the maps at strides 8 and 16, two numbers
-    for each pair of sensors: the mean over the pixels of the cosine between their features, and the correlation of the
-    whole maps. Of each number the mean, largest and smallest over the other sensors.
+def answer_signs(probabilities_RKHW: Tensor) -> Tensor:
+    """(R, 3) float32, how sure a row's own coarse answer is: mean of the largest class probability, mean entropy over the pixels,
+    and entropy of the mean over the pixels (low where one class is seen everywhere).
 
     Args:
-        levels: maps (R, C, h, w), finest first; the finest is not looked at. valid: height and width of the part of each that
-            shows the frame.
+        probabilities_RKHW: of K classes, the part that shows the frame.
     """
-    rows = len(levels[0])
-    found = levels[0].new_zeros((rows, len(segments), 4), dtype=torch.float32)
-    other = torch.zeros((rows, len(segments)), dtype=torch.bool, device=found.device)
-    for level, ((height, width), maps) in enumerate(zip(valid[1:], levels[1:], strict=True)):
-        shown = maps[..., :height, :width].detach().float()
-        unit = F.normalize(shown, dim=1)
-        middle = F.normalize((shown - shown.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=1)
-        for i, (one, own) in enumerate(zip(segments, frames, strict=True)):
-            for j, (two, theirs) in enumerate(zip(segments[:i], frames[:i], strict=True)):
-                same = own[:, None] == theirs[None, :]
-                has = same.any(dim=1)
-                a = torch.arange(one.start, one.stop, device=found.device)[has]
-                b = two.start + same.int().argmax(dim=1)[has]
-                pair = torch.stack(
-                    [(unit[a] * unit[b]).sum(dim=1).mean(dim=(1, 2)), (middle[a] * middle[b]).sum(dim=1)], dim=1
-                )
-                for row, column in ((a, j), (b, i)):
-                    found[row, column, 2 * level : 2 * level + 2] = pair
-                    other[row, column] = True
+    p = probabilities_RKHW
+    mean = p.mean(dim=(2, 3))
+    return torch.stack([p.amax(dim=1).mean(dim=(1, 2)), _entropy(p).mean(dim=(1, 2)), _entropy(mean)], dim=1)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.special.xlogy(p, p).sum(dim=1)
+
+
+def agreement(
+    maps: Sequence[Tensor], probabilities_RKHW: Tensor, segments: Sequence[Segment], frames: Sequence[Tensor]
+) -> Tensor:
+    """(R, 18) float32: how well a row agrees with those of the same frame's other sensors; 0 where there is no other.
+
+    A sensor that is stale or moved shows nothing wrong by itself, but it disagrees. Six numbers for each pair of sensors: of each
+    of two maps the mean over the pixels of the cosine between their features, and the correlation of the whole maps; of
+    their own coarse answers how much more they agree than by chance (as Cohen's kappa), and the correlation. Of each number
+    the mean, the largest and the smallest over the other sensors.
+
+    Args:
+        maps: two maps (R, C, h, w), probabilities_RKHW: of K classes; of all of them the part that shows the frame.
+    """
+    views = [(F.normalize(x, dim=1), _centred(x)) for x in (m.detach().float() for m in maps)]
+    p = probabilities_RKHW.detach().float()
+    mean, centred = p.mean(dim=(2, 3)), _centred(p)
+    rows = len(p)
+    found = p.new_zeros((rows, len(segments), 6))
+    other = torch.zeros((rows, len(segments)), dtype=torch.bool, device=p.device)
+    for i, (one, own) in enumerate(zip(segments, frames, strict=True)):
+        for j, (two, theirs) in enumerate(zip(segments[:i], frames[:i], strict=True)):
+            same = own[:, None] == theirs[None, :]
+            has = same.any(dim=1)
+            a = torch.arange(one.start, one.stop, device=p.device)[has]
+            b = two.start + same.int().argmax(dim=1)[has]
+            numbers = []
+            for unit, whole in views:
+                numbers += [(unit[a] * unit[b]).sum(dim=1).mean(dim=(1, 2)), (whole[a] * whole[b]).sum(dim=1)]
+            chance = (mean[a] * mean[b]).sum(dim=1)
+            agreed = (p[a] * p[b]).sum(dim=1).mean(dim=(1, 2))
+            numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), (centred[a] * centred[b]).sum(dim=1)]
+            for row, column in ((a, j), (b, i)):
+                found[row, column] = torch.stack(numbers, dim=1)
+                other[row, column] = True
     there = other[:, :, None]
     count = other.sum(dim=1).clamp(min=1)[:, None]
     most = torch.where(there, found, float("-inf")).amax(dim=1)
     least = torch.where(there, found, float("inf")).amin(dim=1)
     signs = torch.cat([found.sum(dim=1) / count, most, least], dim=1)
     return torch.where(other.any(dim=1, keepdim=True), signs, 0.0)
+
+
+def _centred(x: Tensor) -> Tensor:
+    """(R, ...) without each channel's mean, as one vector of length 1."""
+    return F.normalize((x - x.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=1)
 
 
 class Reliability(nn.Module):

@@ -36,8 +36,9 @@ def fit_trust(
 ) -> None:
     """Fit the reliability of a trained model's sensors.
 
-    A sound sensor deserves 1, one with a fault of severity s deserves 1 - s / 5. Every sensor of every frame is broken once, by
-    a random fault that training may use, beside all other sensors or some of them.
+    A sound sensor deserves 1. One with a fault of severity s deserves 1 - s / 5, and at most the share of the sound picture's
+    variance that the broken one still explains: a stale picture of another street deserves nothing at any severity. Every
+    sensor of every frame is broken once, by a random fault that training may use, beside all other sensors or some of them.
 
     Args:
         frames: to train on, in their order. resize: as in the recipe. only: the sensors to fit; None: all.
@@ -52,10 +53,11 @@ def fit_trust(
         for index in chosen.tolist():
             rng = np.random.default_rng([seed, index])
             sample = read_frame(frames[index], sensors)
-            clean = model.encode(Batch.stack([evaluation_sample(sample, sensors, resize)]).to(device))
+            sound = evaluation_sample(sample, sensors, resize)
+            clean = model.encode(Batch.stack([sound]).to(device))
             if len(clean.modalities) < 2:
                 continue  # nothing to be weighed against
-            _note(model, clean, None, 0, rng, known)
+            _note(model, clean, {}, rng, known)
             earlier = partial(earlier_values, frames, sensors, index)
             for modality in clean.modalities:
                 fault = random_fault([modality], sensors, rng, earlier=True)
@@ -65,26 +67,37 @@ def fit_trust(
                 assert values is not None
                 image = evaluation_sample(Sample({modality: values}), sensors, resize)
                 broken = model.encode(Batch.stack([image]).to(device))
-                _note(model, Features.join([clean, broken]), modality, fault.severity, rng, known)
+                left = min(
+                    1 - fault.severity / SEVERITIES[-1], explained(sound.images[modality], image.images[modality])
+                )
+                _note(model, Features.join([clean, broken]), {modality: left}, rng, known)
     for modality, rows in known.items():
         if rows:
             signs = torch.stack([s for s, _ in rows])
             model.reliability[modality].fit(signs, torch.tensor([t for _, t in rows]), seed)  # type: ignore[operator]
 
 
+def explained(sound: torch.Tensor, broken: torch.Tensor) -> float:
+    """Share of the variance of a picture that another one explains: their squared correlation, 0 where it is negative."""
+    a, b = (x.double().flatten() - x.double().mean() for x in (sound, broken))
+    return max(0.0, float(a @ b / (a.norm() * b.norm()).clamp(min=1e-12))) ** 2
+
+
 def _note(
-    model: MLESAM, features: Features, broken: str | None, severity: int, rng: np.random.Generator, known: Known
+    model: MLESAM, features: Features, broken: Mapping[str, float], rng: np.random.Generator, known: Known
 ) -> None:
-    """What a scene shows of its sensors: half of the scenes with all of them, half with some."""
+    """What a scene shows of its sensors: half of the scenes with all of them, half with some.
+
+    Args:
+        broken: the sensor that is broken, if any, and what it deserves.
+    """
     present = list(features.modalities)
     if rng.random() < 0.5:
         count = int(rng.integers(2, len(present) + 1))
-        kept = {present[i] for i in rng.permutation(len(present))[:count]}
-        if broken is not None and broken not in kept:
-            kept = {broken, *sorted(kept)[1:]}
-        features = features.select(kept)
+        drawn = [present[i] for i in rng.permutation(len(present))]
+        features = features.select([*broken, *(m for m in drawn if m not in broken)][:count])
     signs = model.signs(features).float().cpu()
     for segment in features.segments:
         if segment.modality in known:
-            trust = 1 - severity / SEVERITIES[-1] if segment.modality == broken else 1.0
+            trust = broken.get(segment.modality, 1.0)
             known[segment.modality] += [(row, trust) for row in signs[segment.start : segment.stop]]
