@@ -66,7 +66,8 @@ def test_an_adapter_gives_what_the_run_gives_with_every_subset(run: Run, adapter
 def test_it_holds_nothing_of_the_foundation_and_no_path_of_the_machine(run: Run, adapter: Path) -> None:
     assert sorted(p.name for p in adapter.iterdir()) == ["README.md", "adapter.safetensors", "config.json"]
     names = load_file(adapter / "adapter.safetensors")
-    assert {n.split(".")[0] for n in names} == {"experts", "stems", "aligners", "routers", "mask_head", "pyramid_head"}
+    parts = {"experts", "stems", "aligners", "routers", "reliability", "mask_head", "pyramid_head"}
+    assert {n.split(".")[0] for n in names} == parts
     text = (adapter / "config.json").read_text() + (adapter / "README.md").read_text()
     assert str(run.path.parent) not in text
     config = json.loads((adapter / "config.json").read_text())

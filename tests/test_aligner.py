@@ -97,7 +97,7 @@ def test_a_merged_expert_keeps_its_aligner(model: MLESAM) -> None:
     torch.testing.assert_close(model.merge("depth")(images("depth")).logits, before, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("field", ["align", "rescale"])
+@pytest.mark.parametrize("field", ["align", "rescale", "reliability"])
 def test_a_run_from_before_the_field_existed_still_loads(dataset: Path, tmp_path: Path, field: str) -> None:
     changes = {f"model.{field}": "false", "data.dataset": f"folder:{dataset}", "data.modalities": "[rgb, depth]"}
     short = {"data.crop": "64", "data.workers": "0", "training.batch": "2", "training.steps": "2", "model.rank": "2"}

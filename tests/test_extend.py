@@ -52,7 +52,9 @@ def test_only_the_new_sensors_own_tensors_change(first: Run, dataset: Path, tmp_
     old, new = load_tensors(first.path / WEIGHTS)[0], load_tensors(run.path / WEIGHTS)[0]
     assert set(old) < set(new)
     added = set(new) - set(old)
-    assert all(n.startswith(("experts.rgb.", "aligners.rgb.")) or ".scorers.rgb." in n for n in added), added
+    assert all(
+        n.startswith(("experts.rgb.", "aligners.rgb.", "reliability.rgb.")) or ".scorers.rgb." in n for n in added
+    ), added
     for name, tensor in old.items():
         assert torch.equal(tensor, new[name]), name
     assert all(new[n].any() for n in added if n.endswith(".b")), "the new expert has learned"

@@ -97,9 +97,9 @@ class ModelConfig:
     """Sensors the router keeps on each level. None: all that are present."""
     router: Literal["image", "pixel"] = "image"
     """One weight for each sensor and frame (the method), or one for each of its pixels."""
-    reliability: bool = False
+    reliability: bool = True
     """Turn away from a broken sensor, as far as its frame looks strange or the other sensors disagree with it. Learned after the
-    training, from frames broken on purpose."""
+    training, from frames broken on purpose. False: as in the paper."""
     rescale: bool = True
     """Bring each fused map to the level of the sensors' own maps, which a mean of them falls short of. False: as in the paper."""
     combine: Literal["logits", "probabilities", "mask", "pyramid"] = "logits"
@@ -137,7 +137,7 @@ class TrainingConfig:
     that ``model.train`` names. Set by ``mlesam train --extend RUN``, where it names the new sensors."""
     modality_dropout: float = 0.5
     """Probability that a sensor is left out in a further pass over the heads; the full-sensor pass always stays. 0: off."""
-    subsets: int = 1
+    subsets: int = 2
     """Such passes in each step, each with sensors of its own left out. Together they weigh as much as the full pass."""
     distill: float = 0.0
     """Weight of the divergence from what all sensors say to what is said with sensors left out. 0: off."""

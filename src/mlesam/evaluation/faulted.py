@@ -24,7 +24,7 @@ class Faults(Protocol):
 
     name = "faults"
 
-    def __init__(self, source: BrokenFrames) -> None:
+    def __init__(self, source: BrokenFrames, severities: Sequence[int] = SEVERITIES) -> None:
         self.source = source
         everyone = tuple(source.sensors)
         self.rows = []
@@ -35,7 +35,7 @@ class Faults(Protocol):
                 if removes and len(everyone) == 1:
                     continue
                 first = len(self.rows)
-                faults = [SensorFault(sensor, name, s) for s in (SEVERITIES[-1:] if removes else SEVERITIES)]
+                faults = [SensorFault(sensor, name, s) for s in (SEVERITIES[-1:] if removes else severities)]
                 self.rows += [_row(fault, everyone) for fault in faults]
                 self.groups.append([(first + i, fault) for i, fault in enumerate(faults)])
         nothing = {"fault": None, "severity": None, "sensor": None, "seen": None}

@@ -27,7 +27,7 @@ RECIPE, WEIGHTS, LAST, RECORD, LOG = "recipe.yaml", "model.safetensors", "last.s
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 FORMAT = "mlesam adapter 1"
 """First words of an adapter's config. The number is raised when an older package could not read it."""
-BEFORE = {"align": False, "rescale": False}
+BEFORE = {"align": False, "rescale": False, "reliability": False}
 """How models were built before a recipe could say so, where that is not today's default."""
 
 
