@@ -54,6 +54,11 @@ def score(condition: Condition) -> float:
     return float(mean_iou(condition.confusions.sum(axis=0, dtype=np.int64)))
 
 
+def rank_correlation(points: Sequence[dict[str, float]]) -> float:
+    """Spearman's, of the weights with what the sensor is worth."""
+    return round(float(spearmanr([p["weight"] for p in points], [p["gain"] for p in points]).statistic), 4)  # type: ignore
+
+
 def tested(run: Run, model: MLESAM, frames: int | None) -> dict[str, Any]:
     """Each broken sensor's weight and mIoU beside those of a sound and of a missing one; and the mean over subsets."""
     scored = open_split(run)
@@ -68,7 +73,9 @@ def tested(run: Run, model: MLESAM, frames: int | None) -> dict[str, Any]:
     found = conditions_of(Faults(source, (SEVERITY,)))
     names, clean = list(sensors), found[-1]
     weights = clean.shares.mean(axis=0)
-    missing = {c.row.details["sensor"]: score(c) for c in found if c.row.details["fault"] == "dropped"}
+    missing: dict[str, float] = {
+        c.row.details["sensor"]: score(c) for c in found if c.row.details["fault"] == "dropped"
+    }
     rows = []
     for condition in found[:-1]:
         sensor, fault = condition.row.details["sensor"], condition.row.details["fault"]
@@ -92,8 +99,8 @@ def tested(run: Run, model: MLESAM, frames: int | None) -> dict[str, Any]:
         "lost": round(1 - float(np.mean([row["miou"] for row in rows])) / score(clean), 4),
         "falls": sum(row["falls"] for row in rows), "no_worse": sum(row["no_worse_than_missing"] for row in rows),
         "cases": len(rows),
-        "rank_correlation": round(float(spearmanr([p["weight"] for p in points], [p["gain"] for p in points])[0]), 4),
-        "rank_correlation_sound": round(float(spearmanr([p["weight"] for p in sound], [p["gain"] for p in sound])[0]), 4),
+        "rank_correlation": rank_correlation(points),
+        "rank_correlation_sound": rank_correlation(sound),
         "rows": rows,
     }  # fmt: skip
 
@@ -119,8 +126,9 @@ def summary(results: list[dict[str, Any]]) -> str:
     for name in dict.fromkeys(r["name"] for r in results):
         own = [r for r in results if r["name"] == name]
         mean = {key: float(np.mean([r[key] for r in own])) for key in own[0] if isinstance(own[0][key], (int, float))}
+        clean, subsets, lost = (100 * mean[key] for key in ("clean", "mean_over_subsets", "lost"))
         lines.append(
-            f"| {name} | {len(own)} | {100 * mean['clean']:.1f} | {100 * mean['mean_over_subsets']:.1f} | {100 * mean['lost']:.1f} % "
+            f"| {name} | {len(own)} | {clean:.1f} | {subsets:.1f} | {lost:.1f} % "
             f"| {mean['falls']:.1f} of {own[0]['cases']} | {mean['no_worse']:.1f} of {own[0]['cases']} "
             f"| {mean['rank_correlation']:.2f} |"
         )
@@ -152,7 +160,7 @@ def main() -> None:
         "conditions": {
             "recipe": str(RECIPE.relative_to(ROOT)), **COMMON, **ROBUST, "severity": SEVERITY, "allowed": ALLOWED,
             "frames": options.frames or "all of the split test",
-            "rank correlation": "Spearman, over every sensor when sound and when broken: its weight, and mIoU minus that without it",
+            "rank correlation": "Spearman, over each sensor sound and broken: its weight, and mIoU minus that without it",
         },
         "failures": failures(results), "results": results,
     }  # fmt: skip
