@@ -35,7 +35,7 @@ FULL = "+".join(EVERYONE)
 COMMON = {"model.rank": "16", "training.lr": "2.0e-3", "model.align": "true", "model.rescale": "true"}
 """The rate is the best on val of those that benchmarks/experts.py tried for four sensors."""
 ROBUST = {"training.modality_dropout": "0.5", "training.subsets": "4"}
-WITHOUT = {"training.modality_dropout": "0"}
+WITHOUT = {"training.modality_dropout": "0", "training.subsets": "1"}
 """What a specialist is trained with."""
 EIGHT = {"training.subsets": "8"}
 OURS, BASE, NOTHING = "ours: eight subsets a step", "four subsets a step", "none of it, as in the paper"
