@@ -28,10 +28,13 @@ class Drive:
     Args:
         seed: street and speed. frames: length, which decides where on the street the drive begins. size: side of the
             pictures in pixels. city: asset pool. condition: weather; None: drawn from the seed.
+        rig: the cameras and the LiDAR.
     """
 
-    def __init__(self, seed: int, frames: int, size: int, city: int = 0, condition: str | None = None) -> None:
-        self.seed, self.frames, self.size, self.rig = seed, frames, size, Rig()
+    def __init__(
+        self, seed: int, frames: int, size: int, city: int = 0, condition: str | None = None, rig: Rig | None = None
+    ) -> None:
+        self.seed, self.frames, self.size, self.rig = seed, frames, size, rig or Rig()
         draws = Draws(seed, "drive", city)
         self.weather: Weather = weather(condition or draws.choice(ROTA), draws)
         self.speed = draws.uniform(6.0, 10.0)
