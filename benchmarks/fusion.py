@@ -6,7 +6,7 @@ paired by seed and frame, with all sensors and as the mean over their 15 subsets
 groups called "one seed" only show where to look.
 
 Writes ``benchmarks/results/fusion.json`` and ``docs/fusion.svg``, and prints the table of docs/results.md. Trainings are kept
-in ``runs/ablation``, shared with benchmarks/experts.py, and done once.
+in ``runs/ablation``, shared with benchmarks/robust.py, and done once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from conditions import ROOT, command, conditions
-from experts import RECIPE, SEEDS, SENSORS, say, stop_on
+from experts import PAPER, RECIPE, SEEDS, SENSORS, say, stop_on
 from intervals import estimate, signed
 from mlesam.config import load_recipe
 from mlesam.evaluation.comparison import Row, compare, dot_plot
@@ -32,11 +32,12 @@ from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import Run
 from mlesam.training.ablation import read_result, run_all
 from mlesam.training.grid import Cell, plan
+from robust import COMMON, FULL, ROBUST, WITHOUT
 
-COMMON = {"data.modalities": SENSORS, "model.rank": "16", "training.lr": "2.0e-3"}
-"""Four sensors with an expert each; the rate is the best on val of those that benchmarks/experts.py tried for them."""
-SUBSET = SENSORS.strip("[]").replace(", ", "+")
-"""Name of the subset of all sensors."""
+BASE = {**COMMON, **ROBUST, "data.modalities": SENSORS}
+"""The model of benchmarks/robust.py: four sensors with an expert each, trained to lose some of them."""
+PUBLISHED = {**WITHOUT, **PAPER}
+"""As in the paper, which never leaves a sensor out in training."""
 ONE_SEED = SEEDS[:1]
 MEAN, ROUTED = {"model.fusion": "mean"}, {"model.fusion": "routed"}
 
@@ -46,7 +47,7 @@ class Question:
     """One group of the result. Differences are to the first variant.
 
     Attributes:
-        variants: ``{name: what it changes}``; no change is the method as it comes.
+        variants: ``{name: what it changes}``; no change is the model of benchmarks/robust.py.
         answers: ``{name: model.combine}`` of the first variant's runs, tested again without training.
     """
 
@@ -57,7 +58,10 @@ class Question:
 
 QUESTIONS = {
     "routing": Question({"mean + routed": {}, "mean alone": MEAN, "routed alone": ROUTED}),
-    "heads, each trained so": Question({
+    "routing, all as in the paper": Question({
+        "mean + routed": PUBLISHED, "mean alone": {**PUBLISHED, **MEAN}, "routed alone": {**PUBLISHED, **ROUTED},
+    }),
+    "heads, trained so": Question({
         "both": {},
         "mask head alone": {"training.pyramid_loss": "0", "model.combine": "mask"},
         "pyramid head alone": {"training.mask_loss": "0", "model.combine": "pyramid"},
@@ -74,14 +78,14 @@ QUESTIONS = {
     "weights": Question({
         "one per frame": {},
         "one per pixel": {"model.router": "pixel"},
-        "one per frame, rescaled": {"model.rescale": "true"},
+        "one per frame, not rescaled": {"model.rescale": "false"},
         "none (mean)": MEAN,
     }),
     "weights, one seed": Question({
         "one per frame": {},
-        "one per pixel, rescaled": {"model.router": "pixel", "model.rescale": "true"},
+        "one per pixel, not rescaled": {"model.router": "pixel", "model.rescale": "false"},
         "one per frame, with signs of faults": {"model.reliability": "true"},
-        "none (mean), rescaled": {**MEAN, "model.rescale": "true"},
+        "none (mean), not rescaled": {**MEAN, "model.rescale": "false"},
     }, ONE_SEED),
 }  # fmt: skip
 """``k = 4`` of four sensors is ``all four``, to the bit."""
@@ -89,12 +93,10 @@ QUESTIONS = {
 
 def cells_of(group: str, question: Question, overrides: Mapping[str, str], runs: Path) -> list[Cell]:
     """The trainings of a question; equal ones of two questions are one."""
-    axes = {
-        "group": {group: {}},
-        "variant": question.variants,
-        "seed": {seed: {"seed": seed} for seed in question.seeds},
-    }
-    return plan(RECIPE, {**COMMON, **overrides}, axes, runs)
+    # A field that a variant changes may not stand in what all have in common.
+    changes = {name: {**BASE, **own} for name, own in question.variants.items()}
+    seeds = {seed: {"seed": seed} for seed in question.seeds}
+    return plan(RECIPE, overrides, {"group": {group: {}}, "variant": changes, "seed": seeds}, runs)
 
 
 def answered(path: Path, combine: str) -> dict[str, np.ndarray]:
@@ -132,7 +134,7 @@ def rows_of(group: str, question: Question, cells: list[Cell]) -> list[dict[str,
         facts[name] = facts[first]
     frames = read_result(cells[0].path).frames
     rows = [
-        Row(group, name, {seed: own[SUBSET] for seed, own in results.items()}, frames, facts[name])
+        Row(group, name, {seed: own[FULL] for seed, own in results.items()}, frames, facts[name])
         for name, results in tested.items()
     ]
     return [{**row, **over_subsets(tested[row["name"]], tested[first])} for row in compare(rows)]
@@ -184,12 +186,12 @@ def main() -> None:
     stop_on(run_all([cell for own in cells.values() for cell in own], options.jobs, say))
     rows = [row for group, question in QUESTIONS.items() for row in rows_of(group, question, cells[group])]
     first = read_result(cells["routing"][0].path)
-    recipe = load_recipe(RECIPE, {**COMMON, **overrides})
+    recipe = load_recipe(RECIPE, overrides)
     content = {
         "name": "fusion", "command": command("fusion"), **conditions(), "seeds": [int(s) for s in SEEDS],
         "conditions": {
             "dataset": recipe.data.dataset, "split": first.split, "frames": len(first.frames),
-            "recipe": str(RECIPE.relative_to(ROOT)), **COMMON, "steps": recipe.training.steps, "batch": recipe.training.batch,
+            "recipe": str(RECIPE.relative_to(ROOT)), **BASE, "steps": recipe.training.steps, "batch": recipe.training.batch,
             "changes": {
                 group: {**question.variants, **{n: {"model.combine": c} for n, c in (question.answers or {}).items()}}
                 for group, question in QUESTIONS.items()
