@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,15 @@ import numpy as np
 
 from conditions import ROOT, command, conditions
 from experts import PAPER, RECIPE, SEEDS, SENSORS, say, stop_on
-from intervals import estimate, signed
+from intervals import estimate, score, signed
 from mlesam.config import load_recipe
 from mlesam.evaluation.comparison import Row, compare, dot_plot
-from mlesam.evaluation.evaluate import FOLDER, evaluate
 from mlesam.evaluation.markup import percent
-from mlesam.evaluation.metrics import mean_iou
 from mlesam.model.checkpoints import replace_file
-from mlesam.model.run import Run
 from mlesam.training.ablation import read_result, run_all
 from mlesam.training.grid import Cell, plan
-from robust import COMMON, FULL, ROBUST, WITHOUT
+from retest import Retest, Tested, run_tests
+from robust import COMMON, ROBUST, WITHOUT
 
 BASE = {**COMMON, **ROBUST, "data.modalities": SENSORS}
 """The model of benchmarks/robust.py: four sensors with an expert each, trained to lose some of them."""
@@ -53,7 +51,7 @@ class Question:
 
     variants: Mapping[str, Mapping[str, str]]
     seeds: tuple[str, ...] = SEEDS
-    answers: Mapping[str, str] | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
 
 
 QUESTIONS = {
@@ -99,59 +97,41 @@ def cells_of(group: str, question: Question, overrides: Mapping[str, str], runs:
     return plan(RECIPE, overrides, {"group": {group: {}}, "variant": changes, "seed": seeds}, runs)
 
 
-def answered(path: Path, combine: str) -> dict[str, np.ndarray]:
-    """``{subset: (F, C, C)}`` of a finished training when its heads are joined in another way."""
-    run = Run.load(path)
-    recipe = replace(run.recipe, model=replace(run.recipe.model, combine=combine))
-    return {c.name: c.confusions for c in evaluate(replace(run, recipe=recipe)).conditions}
+def retests(question: Question, cells: list[Cell]) -> dict[str, dict[str, Retest]]:
+    """``{variant: {seed: test}}``, the trained ones as they are, then those that answer otherwise."""
+    found: dict[str, dict[str, Retest]] = {}
+    for cell in cells:
+        found.setdefault(cell.labels["variant"], {})[cell.labels["seed"]] = Retest(cell.path)
+    first = found[next(iter(question.variants))]
+    for name, combine in question.answers.items():
+        found[name] = {seed: Retest(test.path, combine=combine) for seed, test in first.items()}
+    return found
 
 
-def weights(path: Path) -> dict[str, float]:
-    """Each sensor's share in the fused maps with all sensors, averaged over the test frames."""
-    stored = next((path / FOLDER).glob("subsets-*.json"))
-    return json.loads(stored.read_text())["results"][-1]["weights"]
-
-
-def rows_of(group: str, question: Question, cells: list[Cell]) -> list[dict[str, Any]]:
+def rows_of(group: str, tests: Mapping[str, Mapping[str, Retest]]) -> list[dict[str, Any]]:
     """Every variant compared with the first, with all sensors and over all subsets."""
-    tested: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    for name in question.variants:
-        own = {cell.labels["seed"]: cell.path for cell in cells if cell.labels["variant"] == name}
-        results = {seed: read_result(path) for seed, path in own.items()}
-        tested[name] = {seed: result.confusions for seed, result in results.items()}
-        shares = [weights(path) for path in own.values()]
-        facts[name] = {
-            "trainable": next(iter(results.values())).trainable,
-            "weights": {m: round(float(np.mean([share[m] for share in shares])), 4) for m in shares[0]},
-            "runs": {seed: path.name for seed, path in own.items()},
-        }
-    first = next(iter(question.variants))
-    for name, combine in (question.answers or {}).items():
-        say(f"{group}: {name}")
-        paths = {cell.labels["seed"]: cell.path for cell in cells}
-        tested[name] = {seed: answered(path, combine) for seed, path in paths.items()}
-        facts[name] = facts[first]
-    frames = read_result(cells[0].path).frames
-    rows = [
-        Row(group, name, {seed: own[FULL] for seed, own in results.items()}, frames, facts[name])
-        for name, results in tested.items()
-    ]
-    return [{**row, **over_subsets(tested[row["name"]], tested[first])} for row in compare(rows)]
+    results = {name: {seed: test.result() for seed, test in own.items()} for name, own in tests.items()}
+    rows = []
+    for name, own in results.items():
+        paths = {seed: test.path for seed, test in tests[name].items()}
+        some = next(iter(own.values()))
+        weights = {m: round(float(np.mean([r.weights[m] for r in own.values()])), 4) for m in some.weights}
+        training = read_result(next(iter(paths.values())))
+        facts = {"trainable": training.trainable, "weights": weights, "runs": {s: p.name for s, p in paths.items()}}
+        rows.append(Row(group, name, {seed: r.full for seed, r in own.items()}, some.frames, facts))
+    first = next(iter(results.values()))
+    return [{**row, **over_subsets(results[row["name"]], first)} for row in compare(rows)]
 
 
-def over_subsets(
-    tested: Mapping[str, Mapping[str, np.ndarray]], first: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, Any]:
+def over_subsets(tested: Mapping[str, Tested], first: Mapping[str, Tested]) -> dict[str, Any]:
     """The mean over subsets, its interval and its difference to the first variant; and the mIoU of each subset."""
-    own, other = ({seed: list(c.values()) for seed, c in results.items()} for results in (tested, first))
+    own, other = ({seed: list(r.confusions.values()) for seed, r in results.items()} for results in (tested, first))
     found = estimate(own, None if tested is first else other)
-    names = next(iter(tested.values()))
-    by_subset = {n: np.mean([float(mean_iou(c[n].sum(axis=0))) for c in tested.values()]) for n in names}
+    names = next(iter(tested.values())).confusions
     return {
         "mean_over_subsets": found["miou"], "mean_interval": found["interval"],
         "mean_difference": found.get("difference"), "mean_difference_interval": found.get("difference_interval"),
-        "subsets": {name: round(float(value), 4) for name, value in by_subset.items()},
+        "subsets": {n: round(float(np.mean([score([r.confusions[n]]) for r in tested.values()])), 4) for n in names},
     }  # fmt: skip
 
 
@@ -184,7 +164,9 @@ def main() -> None:
     overrides = {} if options.steps is None else {"training.steps": str(options.steps)}
     cells = {group: cells_of(group, question, overrides, options.runs) for group, question in QUESTIONS.items()}
     stop_on(run_all([cell for own in cells.values() for cell in own], options.jobs, say))
-    rows = [row for group, question in QUESTIONS.items() for row in rows_of(group, question, cells[group])]
+    tests = {group: retests(question, cells[group]) for group, question in QUESTIONS.items()}
+    run_tests([test for group in tests.values() for own in group.values() for test in own.values()], options.jobs)
+    rows = [row for group, own in tests.items() for row in rows_of(group, own)]
     first = read_result(cells["routing"][0].path)
     recipe = load_recipe(RECIPE, overrides)
     content = {
@@ -193,7 +175,7 @@ def main() -> None:
             "dataset": recipe.data.dataset, "split": first.split, "frames": len(first.frames),
             "recipe": str(RECIPE.relative_to(ROOT)), **BASE, "steps": recipe.training.steps, "batch": recipe.training.batch,
             "changes": {
-                group: {**question.variants, **{n: {"model.combine": c} for n, c in (question.answers or {}).items()}}
+                group: {**question.variants, **{n: {"model.combine": c} for n, c in question.answers.items()}}
                 for group, question in QUESTIONS.items()
             },
             "interval": "95 %, bootstrap over frames and seeds; differences are to the first of the group, paired by both",
