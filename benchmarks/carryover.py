@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,9 +195,11 @@ def main() -> None:
     say(summary(rows))
 
 
-def trained(overrides: Mapping[str, str], runs: Path, jobs: int) -> dict[str, dict[str, Path]]:
+def trained(
+    overrides: Mapping[str, str], runs: Path, jobs: int, names: Sequence[str] = (ALL, DAY)
+) -> dict[str, dict[str, Path]]:
     """``{what it was trained on: {seed: folder}}``."""
-    axes = {"trained": {n: {**BASE, **d} for n, d in TRAINED.items()}, "seed": {seed: {"seed": seed} for seed in SEEDS}}
+    axes = {"trained": {n: {**BASE, **TRAINED[n]} for n in names}, "seed": {seed: {"seed": seed} for seed in SEEDS}}
     cells: list[Cell] = plan(RECIPE, overrides, axes, runs)
     stop_on(run_all(cells, jobs, say))
     found: dict[str, dict[str, Path]] = {}

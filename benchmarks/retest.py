@@ -7,10 +7,11 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from mlesam.evaluation.evaluate import FOLDER, evaluate
 from mlesam.model.checkpoints import load_tensors, save_tensors
 from mlesam.model.run import Run
 from mlesam.training.ablation import CONFUSIONS
+
+Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,18 @@ def run_tests(tests: Iterable[Retest], jobs: int) -> None:
         return
     for data in dict.fromkeys(test.data for test in waiting if test.data is not None):
         open_dataset(data, DataConfig())  # a world is rendered here, once
+    in_processes(_run, waiting, jobs)
+
+
+def _run(test: Retest) -> str:
+    test.run()
+    return f"tested {test.path.name}: {test.data or test.combine}"
+
+
+def in_processes(do: Callable[[Job], str], given: Sequence[Job], jobs: int) -> None:
+    """``do`` for each of what is given, ``jobs`` at a time, the cores shared between them; prints what it returns."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
-        for number, test in enumerate(pool.map(_run, waiting), 1):
-            print(
-                f"[{number}/{len(waiting)}] tested {test.path.name} {test.data or ''} {test.combine or ''}", flush=True
-            )
-
-
-def _run(test: Retest) -> Retest:
-    test.run()
-    return test
+        for number, said in enumerate(pool.map(do, given), 1):
+            print(f"[{number}/{len(given)}] {said}", flush=True)

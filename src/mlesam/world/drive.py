@@ -75,6 +75,10 @@ class Drive:
 
     def frame(self, index: int, wanted: Collection[str]) -> WorldFrame:
         """One frame with those of the wanted sensors that measure in it."""
+        return self.view(index, measuring(index, wanted))
+
+    def view(self, index: int, wanted: Collection[str]) -> WorldFrame:
+        """One frame with all of the wanted sensors, whatever their rates."""
         camera = self.camera(index)
         scene = self._around(index)
         keep = ~np.isin(scene.parts[:, COLUMN["instance"]], sorted(self.met))
@@ -82,7 +86,7 @@ class Drive:
         draws = Draws(self.seed, "exposure", index)
         return expose(
             scene, camera, self.weather, index / FRAMES_PER_SECOND, self.camera(index - 1), self.rig, draws,
-            measuring(index, wanted), None,
+            wanted, None,
         )  # fmt: skip
 
     def description(self, sensors: Collection[str]) -> dict[str, object]:
