@@ -82,7 +82,6 @@ QUESTIONS = {
     "weights, one seed": Question({
         "one per frame": {},
         "one per pixel, not rescaled": {"model.router": "pixel", "model.rescale": "false"},
-        "one per frame, with signs of faults": {"model.reliability": "true"},
         "none (mean), not rescaled": {**MEAN, "model.rescale": "false"},
     }, ONE_SEED),
 }  # fmt: skip

@@ -35,7 +35,7 @@ def timeline(
     top = max(max(values) for values in lines.values())
     ticks = nice_ticks(0.0, 100 * top, 5)
     panels: list[Html] = []
-    kinds = [("own rates", "Sensors at their own rates"), ("outages", "Sensors away for one to two seconds")]
+    kinds = [("own rates", "Sensors at their own rates"), ("outages", "Sensors that go and come back")]
     for number, (kind, title) in enumerate(kinds):
         chosen = [name for name in others if name.startswith(kind)]
         drawn = [(full, FULL), *((n, HELD if n.endswith("held") else ABSENT) for n in chosen)]
@@ -45,7 +45,7 @@ def timeline(
             for n, color in drawn
         ]
         names = {name.removeprefix(f"{kind}, "): color for name, color in drawn}
-        panels.append(h("g", _frame(f"{title}: mIoU of each frame, %", ticks, bottom), marks, _legend(names, bottom)))
+        panels.append(h("g", _frame(f"{title}: mIoU, %", ticks, bottom), marks, _legend(names, bottom)))
     given = weights["outages, left out"]
     bottom = _bottom(2)
     edges = np.concatenate([np.zeros((len(given), 1)), np.cumsum(given, axis=1)], axis=1)
@@ -55,7 +55,7 @@ def timeline(
         for i in range(len(sensors))
     ]  # fmt: skip
     names = dict(zip(sensors, SENSORS, strict=False))
-    frame = _frame("Weights of the sensors that are there, %", [0, 25, 50, 75, 100], bottom)
+    frame = _frame("Weights while they are away, %", [0, 25, 50, 75, 100], bottom)
     panels.append(h("g", frame, areas, _legend(names, bottom)))
     height = bottom + 44
     seconds = len(given) / frames_per_second
