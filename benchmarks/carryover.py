@@ -2,11 +2,12 @@
 
 Four-sensor models (the one of benchmarks/robust.py, three seeds) are tested where one thing is different: another city, another
 colour camera, another LiDAR, three of each; and from day to night, where models trained by day alone are tested at night beside
-those trained in all weathers. Every subset of the sensors. A camera or a LiDAR changes nothing but its own pictures, so
-differences are paired by frame as well as by seed; cities and weathers have frames of their own, which are drawn apart.
+those trained in all weathers. Models with ``model.reliability`` stand beside those without. Every subset of the sensors. A
+camera or a LiDAR changes nothing but its own pictures, so differences are paired by frame as well as by seed; cities and
+weathers have frames of their own, which are drawn apart.
 
 Writes ``benchmarks/results/carryover.json`` and ``docs/carryover.svg``, and prints the table of docs/results.md. Trainings are
-kept in ``runs/ablation``, shared with benchmarks/robust.py; trainings, worlds and tests are done once.
+kept in ``runs/ablation``, shared with benchmarks/robust.py and trust.py; trainings, worlds and tests are done once.
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ from robust import EVERYONE
 WORLD = "world:frames=300,size=128"
 OTHERS = ("1", "2", "3")
 """Numbers of the other cities, cameras and LiDARs."""
-ALL, DAY = "all weathers", "day alone"
-TRAINED = {ALL: {"data.dataset": WORLD}, DAY: {"data.dataset": f"{WORLD},weather=day"}}
+ALL, DAY, TRUST = "all weathers", "day alone", "all weathers, with trust"
+TRAINED = {
+    ALL: {"data.dataset": WORLD},
+    DAY: {"data.dataset": f"{WORLD},weather=day"},
+    TRUST: {"data.dataset": WORLD, "model.reliability": "true"},
+}
+"""Trust has learned from broken sensors what looks strange; another device may look so as well."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +63,33 @@ class Case:
     changed: str | None = None
 
 
-def cases_of(group: str, thing: str, changed: str | None) -> list[Case]:
-    """A kind of other world: all of its numbers together, then each."""
-    worlds = {number: f"{WORLD},{thing}={number}" for number in OTHERS}
-    base = "the world trained on"
-    found = [
-        Case(f"another {group}, mean of {len(worlds)}", ALL, tuple(worlds.values()), base, changed is not None, changed)
-    ]
-    return found + [
-        Case(f"{group} {n}", ALL, (data,), base, changed is not None, changed) for n, data in worlds.items()
-    ]
+def worlds(thing: str) -> dict[str, str]:
+    return {number: f"{WORLD},{thing}={number}" for number in OTHERS}
 
 
+SAME, SAME_TRUST = "the world trained on", "the world trained on, with trust"
+CITIES, CAMERAS, LIDARS = (worlds(thing) for thing in ("city", "camera", "lidar"))
+MEAN = f"mean of {len(OTHERS)}"
 CASES: dict[str, list[Case]] = {
-    "the same": [Case("the world trained on", ALL, (WORLD,))],
-    "another city": cases_of("city", "city", None),
-    "another camera": cases_of("camera", "camera", "rgb"),
-    "another LiDAR": cases_of("LiDAR", "lidar", "lidar"),
+    "the same": [Case(SAME, ALL, (WORLD,))],
+    "another city": [
+        Case(f"another city, {MEAN}", ALL, tuple(CITIES.values()), SAME),
+        *(Case(f"city {n}", ALL, (data,), SAME) for n, data in CITIES.items()),
+    ],
+    "another camera": [
+        Case(f"another camera, {MEAN}", ALL, tuple(CAMERAS.values()), SAME, True, "rgb"),
+        *(Case(f"camera {n}", ALL, (data,), SAME, True, "rgb") for n, data in CAMERAS.items()),
+    ],
+    "another LiDAR": [
+        Case(f"another LiDAR, {MEAN}", ALL, tuple(LIDARS.values()), SAME, True, "lidar"),
+        *(Case(f"LiDAR {n}", ALL, (data,), SAME, True, "lidar") for n, data in LIDARS.items()),
+    ],
+    "with trust": [
+        Case(SAME_TRUST, TRUST, (WORLD,), SAME, True),
+        Case(f"another city, with trust, {MEAN}", TRUST, tuple(CITIES.values()), SAME_TRUST),
+        Case(f"another camera, with trust, {MEAN}", TRUST, tuple(CAMERAS.values()), SAME_TRUST, True, "rgb"),
+        Case(f"another LiDAR, with trust, {MEAN}", TRUST, tuple(LIDARS.values()), SAME_TRUST, True, "lidar"),
+    ],
     "day and night": [
         Case("trained in all weathers, by day", ALL, (f"{WORLD},weather=day",)),
         Case("trained in all weathers, at night", ALL, (f"{WORLD},weather=night",), "trained in all weathers, by day"),
@@ -107,7 +123,7 @@ def row_of(
     names = next(iter(results.values()))[0].confusions
     tests = [t for own in results.values() for t in own]
     return {
-        "group": group, "name": case.name, "trained_on": TRAINED[case.trained]["data.dataset"], "tested_on": list(case.datasets),
+        "group": group, "name": case.name, "trained": TRAINED[case.trained], "tested_on": list(case.datasets),
         **full, "difference_to": case.against,
         "paired_by": None if to is None else ["seed", "frame"] if case.same_frames else ["seed"],
         "mean_over_subsets": mean["miou"], "mean_interval": mean["interval"],
@@ -179,7 +195,7 @@ def main() -> None:
         for case in own
     ]
     recipe = load_recipe(RECIPE, overrides)
-    first = results["the world trained on"][SEEDS[0]][0]
+    first = results[SAME][SEEDS[0]][0]
     content = {
         "name": "carryover", "command": command("carryover"), **conditions(), "seeds": [int(s) for s in SEEDS],
         "conditions": {
@@ -196,7 +212,7 @@ def main() -> None:
 
 
 def trained(
-    overrides: Mapping[str, str], runs: Path, jobs: int, names: Sequence[str] = (ALL, DAY)
+    overrides: Mapping[str, str], runs: Path, jobs: int, names: Sequence[str] = tuple(TRAINED)
 ) -> dict[str, dict[str, Path]]:
     """``{what it was trained on: {seed: folder}}``."""
     axes = {"trained": {n: {**BASE, **TRAINED[n]} for n in names}, "seed": {seed: {"seed": seed} for seed in SEEDS}}
