@@ -7,12 +7,14 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mlesam.errors import RequestError
 from mlesam.world import WorldOptions, render, sensors
+from mlesam.world.devices import CameraModel, LidarModel, camera_model, lidar_model
 from mlesam.world.draws import Draws
 from mlesam.world.drive import Drive
 from mlesam.world.geometry import GROUND, SKY, Camera, Hits, Shadows, look
@@ -32,7 +34,6 @@ from mlesam.world.scene import (
     Scene,
     bent,
 )
-from mlesam.world.sensors import LidarModel
 from mlesam.world.shading import Surfaces, radiance, surfaces, temperature
 from mlesam.world.textures import KINDS
 from mlesam.world.weather import CONDITIONS, Weather, weather
@@ -518,6 +519,41 @@ def test_an_event_has_the_sign_of_the_change_of_light(street: tuple[Scene, Camer
     assert (image[brighter, 0] > 0).mean() > 0.95
     assert (image[darker, 0] == 0).all()
     assert (image[darker, 2] > 0).mean() > 0.95
+
+
+def test_a_device_is_named_by_its_number_and_0_is_the_usual_one() -> None:
+    assert (camera_model(0), lidar_model(0)) == (CameraModel(), LidarModel())
+    for model in (camera_model, lidar_model):
+        assert model(7) == model(7)
+        assert len({model(number) for number in range(20)}) == 20
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_every_camera_shows_more_light_brighter_and_black_and_white_as_they_are(number: int) -> None:
+    ramp = np.broadcast_to(np.linspace(0, 1, 4096, dtype=np.float32), (3, 1, 4096))
+    shown = sensors.develop(ramp, camera_model(number).contrast)[0, :, 0]
+    assert (np.diff(shown.astype(int)) >= 0).all()
+    assert (shown[0], shown[-1]) == (0, 255)
+
+
+def test_a_vignette_darkens_the_corners_and_another_white_balance_tints(street: tuple[Scene, Camera]) -> None:
+    scene, camera = street
+    air = air_of("day")
+
+    def picture(**fields: Any) -> np.ndarray:
+        rig = Rig(camera=CameraModel(noise=0.0, **fields))
+        return (
+            expose(scene, camera, air, 0.0, camera, rig, Draws(0, "test"), ("rgb",), None).images["rgb"].astype(float)
+        )
+
+    plain, dark = picture(), picture(vignette=0.5)
+    corners, middle = np.ix_((0, 1, -2, -1), (0, 1, -2, -1)), np.s_[40:56, 40:56]
+    assert dark[corners].mean() < plain[corners].mean() - 5
+    assert dark[middle].mean() > plain[middle].mean()  # the exposure makes up for what is lost
+    warm = picture(white=(1.3, 1.0, 0.8))
+    assert warm[..., 0].mean() > plain[..., 0].mean() + 5
+    assert np.array_equal(warm[..., 1], plain[..., 1])
+    assert warm[..., 2].mean() < plain[..., 2].mean() - 5
 
 
 def test_fog_takes_contrast_away_with_distance_as_beer_and_lambert_say() -> None:

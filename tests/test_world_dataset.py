@@ -90,6 +90,8 @@ def refusal(what: Callable[[], object]) -> str:
         weather=st.sampled_from([None, *CONDITIONS]),
         hyperspectral=st.booleans(),
         sequence=st.booleans(),
+        camera=st.integers(0, 999_999),
+        lidar=st.integers(0, 999_999),
     )
 )
 def test_options_survive_being_written_as_text(options: WorldOptions) -> None:
@@ -115,6 +117,9 @@ def test_the_text_of_options_names_only_what_was_chosen() -> None:
         ("size=2049", "size is 2049", "between 32 and 2048 pixels"),
         ("city=-1", "city is -1", "between 0 and 999999"),
         ("city=1000000", "city is 1000000", "pre-training"),
+        ("camera=-1", "camera is -1", "between 0 and 999999"),
+        ("lidar=1000000", "lidar is 1000000", "between 0 and 999999"),
+        ("camera=leica", "'leica'", "camera"),
         ("weather=snow", "'snow'", "day, night, fog, rain, glare"),
         ("weather=nigth", "'nigth'", "did you mean 'night'?"),
         ("seeds=3", "'seeds=3'", "did you mean 'seed'?"),
@@ -250,6 +255,25 @@ def test_other_options_give_other_bytes(single: Path, tmp_path: Path, change: di
     pictures = {name for name in both if name.endswith((".png", ".npy"))}
     assert len(pictures) == 10 * (len(ALL) + 1)
     assert changed >= {name for name in pictures if name.startswith(("rgb", "thermal", "hyperspectral"))}
+
+
+@pytest.mark.parametrize(
+    ("change", "sensor"), [({"camera": 1}, "rgb"), ({"camera": 3}, "rgb"), ({"lidar": 1}, "lidar")]
+)
+def test_another_device_changes_the_files_of_its_own_sensor_alone(
+    single: Path, sequence: Path, tmp_path: Path, change: dict[str, int], sensor: str
+) -> None:
+    for name, first, options in (("single", single, SINGLE), ("sequence", sequence, SEQUENCE)):
+        second = tmp_path / name
+        write_world(second, dataclasses.replace(options, **change))
+        own = {name for name in content(first) if name.startswith(f"{sensor}/")}
+        assert len(own) >= 5
+        assert set(differing(first, second)) == {*own, "world.json"}
+
+
+def test_the_world_without_options_is_what_it_was_before_it_had_other_devices(tmp_path: Path) -> None:
+    about = write_world(tmp_path / "world", WorldOptions(frames=10, size=32))
+    assert about["frames_sha256"] == "c8b8db52a8118a481009158fbfaca7e162b3e7fd835f7dec04673765c7124b6f"
 
 
 def test_more_frames_leave_the_first_ones_as_they_are(single: Path, tmp_path: Path) -> None:
@@ -522,11 +546,12 @@ def mlesam(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str
 def test_the_command_writes_a_dataset_and_says_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "world"
     status, out, _ = mlesam(
-        capsys, "world", root, "--frames", 12, "--size", 32, "--seed", 3, "--city", 2, "--weather", "night", "--hyperspectral"
+        capsys, "world", root, "--frames", 12, "--size", 32, "--seed", 3, "--city", 2, "--weather", "night", "--hyperspectral",
+        "--camera", 4, "--lidar", 5,
     )  # fmt: skip
     assert status == 0
     about = json.loads((root / "world.json").read_text())
-    assert WorldOptions(**about["options"]) == WorldOptions(12, 3, 32, 2, "night", True)
+    assert WorldOptions(**about["options"]) == WorldOptions(12, 3, 32, 2, "night", True, camera=4, lidar=5)
     for text in (f"12 frames in {root}", about["frames_sha256"][:12], f"mlesam train --data folder:{root}"):
         assert text in out
     status, out, _ = mlesam(capsys, "doctor", f"folder:{root}")
@@ -551,6 +576,7 @@ def test_the_command_writes_a_drive(tmp_path: Path, capsys: pytest.CaptureFixtur
         (("--seed", "-1"), ("-1", "between 0")),
         (("--weather", "snow"), ("'snow'", "day, night, fog, rain, glare")),
         (("--city", "2000000"), ("2000000", "between 0 and 999999")),
+        (("--camera", "-1"), ("camera is -1", "between 0 and 999999")),
         (("--frames", "20", "--sequence", "20"), ("--sequence", "--frames")),
         (("--frames", "many"), ("many", "--frames")),
         (("--wether", "day"), ("--wether", "--help")),

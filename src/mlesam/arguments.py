@@ -48,6 +48,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     world.add_argument("--seed", type=int, metavar="S", help="streets and everything drawn at random (0)")
     world.add_argument("--size", type=int, metavar="PIXELS", help="side of the pictures (256)")
     world.add_argument("--city", type=int, metavar="K", help="buildings, cars, people and their textures (0)")
+    world.add_argument("--camera", type=int, metavar="K", help="another colour camera (0)")
+    world.add_argument("--lidar", type=int, metavar="K", help="another LiDAR (0)")
     world.add_argument("--weather", metavar="NAME", help="day, night, fog, rain or glare (default: all by turns)")
     world.add_argument("--hyperspectral", action="store_true", help="a 16-band camera as a sixth sensor")
 

@@ -133,7 +133,7 @@ def _world(options: argparse.Namespace, others: dict[str, str], command: str) ->
     _nothing_left(others, "world")
     from mlesam.world import WorldOptions, write_world
 
-    given = {name: getattr(options, name) for name in ("frames", "seed", "size", "city", "weather")}
+    given = {name: getattr(options, name) for name in ("frames", "seed", "size", "city", "camera", "lidar", "weather")}
     if options.sequence is not None:
         given |= {"frames": options.sequence, "sequence": True}
     if options.hyperspectral:

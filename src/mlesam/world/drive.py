@@ -28,10 +28,13 @@ class Drive:
     Args:
         seed: street and speed. frames: length, which decides where on the street the drive begins. size: side of the
             pictures in pixels. city: asset pool. condition: weather; None: drawn from the seed.
+        rig: the cameras and the LiDAR.
     """
 
-    def __init__(self, seed: int, frames: int, size: int, city: int = 0, condition: str | None = None) -> None:
-        self.seed, self.frames, self.size, self.rig = seed, frames, size, Rig()
+    def __init__(
+        self, seed: int, frames: int, size: int, city: int = 0, condition: str | None = None, rig: Rig | None = None
+    ) -> None:
+        self.seed, self.frames, self.size, self.rig = seed, frames, size, rig or Rig()
         draws = Draws(seed, "drive", city)
         self.weather: Weather = weather(condition or draws.choice(ROTA), draws)
         self.speed = draws.uniform(6.0, 10.0)
@@ -72,6 +75,10 @@ class Drive:
 
     def frame(self, index: int, wanted: Collection[str]) -> WorldFrame:
         """One frame with those of the wanted sensors that measure in it."""
+        return self.view(index, measuring(index, wanted))
+
+    def view(self, index: int, wanted: Collection[str]) -> WorldFrame:
+        """One frame with all of the wanted sensors, whatever their rates."""
         camera = self.camera(index)
         scene = self._around(index)
         keep = ~np.isin(scene.parts[:, COLUMN["instance"]], sorted(self.met))
@@ -79,7 +86,7 @@ class Drive:
         draws = Draws(self.seed, "exposure", index)
         return expose(
             scene, camera, self.weather, index / FRAMES_PER_SECOND, self.camera(index - 1), self.rig, draws,
-            measuring(index, wanted), None,
+            wanted, None,
         )  # fmt: skip
 
     def description(self, sensors: Collection[str]) -> dict[str, object]:

@@ -28,14 +28,21 @@ class WorldOptions:
     """A 16-band camera as a sixth sensor."""
     sequence: bool = False
     """One drive with the sensors at their own rates, as the split test, instead of single frames."""
+    camera: int = 0
+    """Colour camera: white balance, exposure, response, noise, sharpness and vignetting. Changes rgb alone."""
+    lidar: int = 0
+    """LiDAR: beams and their spread, noise, reach and intensity. Changes lidar alone."""
 
     def __post_init__(self) -> None:
         least = 1 if self.sequence else 10
+        device = "between 0 and 999999"
         rules = [
             ("frames", self.frames, least <= self.frames <= 100_000, f"between {least} and 100000"),
             ("seed", self.seed, 0 <= self.seed < 2**31, "between 0 and 2147483647"),
             ("size", self.size, 32 <= self.size <= 2048, "between 32 and 2048 pixels"),
             ("city", self.city, 0 <= self.city < 1_000_000, "between 0 and 999999 (the rest belongs to pre-training)"),
+            ("camera", self.camera, 0 <= self.camera < 1_000_000, device),
+            ("lidar", self.lidar, 0 <= self.lidar < 1_000_000, device),
         ]
         for name, value, holds, rule in rules:
             if not holds:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlesam.world import sensors
+from mlesam.world.devices import CameraModel, LidarModel
 from mlesam.world.draws import Draws
 from mlesam.world.geometry import Camera, Shadows, look
 from mlesam.world.layouts import YARDS, Street, yard
 from mlesam.world.scene import COLUMN, Scene, bent
-from mlesam.world.sensors import LidarModel
 from mlesam.world.shading import radiance, surfaces, temperature
 from mlesam.world.weather import ROTA, Weather, weather
 
@@ -36,9 +36,10 @@ INSTANT = 1 / 30
 
 @dataclass(frozen=True)
 class Rig:
-    """The cameras and the LiDAR. ``focal``: in picture widths (0.95 is a horizontal angle of 55 degrees)."""
+    """The cameras and the LiDAR. ``focal``: in picture widths (0.95 is a horizontal angle of 55 degrees), of all sensors."""
 
     focal: float = 0.95
+    camera: CameraModel = field(default_factory=CameraModel)
     lidar: LidarModel = field(default_factory=LidarModel)
 
 
@@ -132,11 +133,13 @@ def expose(
     base = draws.integer(2**31)
     light = radiance(scene, seen, air)
     if {"rgb", "depth"} & set(wanted):
-        picture = sensors.rgb(light, seen, air, Draws(base, "rgb"), own["rgb"])
+        picture = sensors.rgb(light, seen, air, rig.camera, Draws(base, "rgb"), own["rgb"])
         if "rgb" in wanted:
             images["rgb"] = picture
-        if "depth" in wanted:
-            plain = picture if own["rgb"] is None else sensors.rgb(light, seen, air, Draws(base, "rgb"))
+        if "depth" in wanted:  # the stereo cameras are always the same, and have no part in the colour camera's faults
+            stereo = CameraModel()
+            same = own["rgb"] is None and rig.camera == stereo
+            plain = picture if same else sensors.rgb(light, seen, air, stereo, Draws(base, "rgb"))
             images["depth"] = sensors.depth(seen, plain, Draws(base, "depth"), own["depth"])
     if "lidar" in wanted:
         images["lidar"] = sensors.lidar(seen, air, rig.lidar, Draws(base, "lidar"), own["lidar"])

@@ -7,11 +7,11 @@ thermal camera sees warmth and no paint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
+from mlesam.world.devices import CameraModel, LidarModel
 from mlesam.world.draws import Draws
 from mlesam.world.geometry import SKY, Camera
 from mlesam.world.scene import MATERIALS
@@ -30,29 +30,19 @@ EVENT_STEP = 24
 """Grey levels per event."""
 
 
-@dataclass(frozen=True)
-class LidarModel:
-    """A spinning LiDAR: ``beams`` rows between two elevations (sines), one return every ``step`` of azimuth (tangent)."""
-
-    beams: int = 40
-    low: float = -0.40
-    high: float = 0.22
-    step: float = 0.016
-
-
 @cache
-def _gamma() -> np.ndarray:
-    """sRGB-like curve from 12-bit linear light to 8 bits."""
+def _response(contrast: float) -> np.ndarray:
+    """sRGB-like curve from 12-bit linear light to 8 bits, bent into an S around its middle."""
     linear = np.arange(4096) / 4095
-    return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)).astype(
-        np.uint8
-    )
+    curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    curve = curve + contrast * curve * (1 - curve) * (2 * curve - 1)
+    return np.rint(255 * curve).astype(np.uint8)
 
 
-def develop(light: np.ndarray) -> np.ndarray:
+def develop(light: np.ndarray, contrast: float = 0.0) -> np.ndarray:
     """(3, H, W) linear light, 1 is white, to an (H, W, 3) uint8 picture."""
     index = np.clip(light * np.float32(4095) + np.float32(0.5), 0, 4095).astype(np.int32)
-    return np.moveaxis(_gamma()[index], 0, -1)
+    return np.moveaxis(_response(contrast)[index], 0, -1)
 
 
 def soften(image: np.ndarray) -> np.ndarray:
@@ -65,22 +55,36 @@ def soften(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def rgb(light: np.ndarray, seen: Surfaces, weather: Weather, draws: Draws, fault: str | None = None) -> np.ndarray:
+def rgb(
+    light: np.ndarray, seen: Surfaces, weather: Weather, model: CameraModel, draws: Draws, fault: str | None = None
+) -> np.ndarray:
     """(H, W, 3) uint8: auto-exposed, with the noise that comes with it."""
     light = soften(light)
+    if model.softness:
+        light = light + np.float32(model.softness) * (soften(light) - light)
     if weather.name == "glare":
         light = light + _bloom(seen.hits.camera, weather)
     if weather.name == "rain":
         light = _streaks(light, draws)
+    if model.vignette:
+        light = light * _vignette(light.shape[-2], light.shape[-1], model.vignette)
     level = float(light.mean(dtype=np.float64))
-    gain = min(0.22 / max(level, 1e-6), 9.0) * draws.uniform(0.85, 1.15)
+    gain = min(model.level / max(level, 1e-6), 9.0) * draws.uniform(0.85, 1.15)
     if fault == "motion-blur":
         light = _smeared(light, max(3, light.shape[-1] // 14))
     gain *= {"over-exposure": 4.5, "under-exposure": 0.12}.get(fault or "", 1.0)
     signal = light * np.float32(gain)
     noise = np.float32(0.004) + np.float32(0.0022) * np.float32(gain)
-    signal = signal + draws.normals(*signal.shape) * (noise + np.float32(0.02) * np.sqrt(np.maximum(signal, 0)))
-    return develop(signal)
+    noise = (noise + np.float32(0.02) * np.sqrt(np.maximum(signal, 0))) * np.float32(model.noise)
+    signal = (signal + draws.normals(*signal.shape) * noise) * np.array(model.white, np.float32)[:, None, None]
+    return develop(signal, model.contrast)
+
+
+def _vignette(height: int, width: int, lost: float) -> np.ndarray:
+    """(H, W) share of the light that comes through: all in the middle, ``lost`` less in the corners."""
+    y = (np.arange(height, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / height) - 1
+    x = (np.arange(width, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / width) - 1
+    return 1 - np.float32(lost / 2) * ((y * y)[:, None] + (x * x)[None, :])
 
 
 def _bloom(camera: Camera, weather: Weather) -> np.ndarray:
@@ -174,10 +178,11 @@ def lidar(seen: Surfaces, weather: Weather, model: LidarModel, draws: Draws, fau
     facing, infrared, rough = (a.ravel()[pixel] for a in (seen.facing, seen.infrared, seen.rough))
     count = len(pixel)
     noise = draws.normals(count)
-    measured = distance + noise * np.float32(0.02) + np.abs(draws.normals(count)) * rough
+    measured = distance + noise * np.float32(model.noise) + np.abs(draws.normals(count)) * rough
     clear = clearness(2 * weather.haze, distance)
     strength = infrared * (np.float32(0.3) + np.float32(0.7) * facing) * clear
-    returned = strength / (distance * distance + 1) * np.float32(2600) * (np.float32(0.6) + draws.uniforms(count)) > 1
+    seen_from = np.float32(2600 * model.reach)
+    returned = strength / (distance * distance + 1) * seen_from * (np.float32(0.6) + draws.uniforms(count)) > 1
     returned &= draws.uniforms(count) > 0.02 + 0.25 * weather.wet
     if weather.haze > 0.005:  # droplets close to the sensor
         false = draws.uniforms(count) < 0.5 * weather.haze
@@ -195,7 +200,7 @@ def lidar(seen: Surfaces, weather: Weather, model: LidarModel, draws: Draws, fau
         measured / distance
     )
     image = np.zeros((height * width, 3), dtype=np.uint16)
-    intensity = np.clip(strength * np.float32(0.9) + np.float32(0.02) * draws.normals(len(pixel)), 0.01, 1)
+    intensity = np.clip(strength * np.float32(0.9 * model.gain) + np.float32(0.02) * draws.normals(len(pixel)), 0.01, 1)
     values = (measured / np.float32(LIDAR_RANGE), intensity, (level - np.float32(HEIGHT_LOW)) / np.float32(HEIGHT_SPAN))
     for channel, value in enumerate(values):
         image[pixel, channel] = np.clip(value, 1e-4, 1) * np.float32(65535)

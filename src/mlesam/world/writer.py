@@ -20,9 +20,10 @@ import yaml
 
 from mlesam.errors import RequestError, WorkError
 from mlesam.sensors.files import write_array
+from mlesam.world.devices import camera_model, lidar_model
 from mlesam.world.drive import Drive
 from mlesam.world.options import WorldOptions
-from mlesam.world.render import HASH, SENSORS, VERSION, WorldFrame, render_frame
+from mlesam.world.render import HASH, SENSORS, VERSION, Rig, WorldFrame, render_frame
 from mlesam.world.scene import CLASSES
 
 ABOUT = "world.json"
@@ -118,7 +119,11 @@ def _write_text(root: Path, options: WorldOptions, about: dict[str, object], tag
 
 
 def _drive(options: WorldOptions) -> Drive:
-    return Drive(options.seed, options.frames, options.size, options.city, options.weather)
+    return Drive(options.seed, options.frames, options.size, options.city, options.weather, _rig(options))
+
+
+def _rig(options: WorldOptions) -> Rig:
+    return Rig(camera=camera_model(options.camera), lidar=lidar_model(options.lidar))
 
 
 def _rendered(root: Path, options: WorldOptions, jobs: list[tuple[str, int]]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -158,7 +163,7 @@ def _job(job: tuple[str, int]) -> tuple[str, tuple[str, ...]]:
         frame = drive.frame(index, sensors)
     else:
         frame = render_frame(
-            options.seed, split, index, options.size, options.city, wanted=sensors, condition=options.weather
+            options.seed, split, index, options.size, options.city, _rig(options), sensors, options.weather
         )
     return _write_frame(root, split, frame_id(options, split, index), frame), frame.tags
 
