@@ -1,7 +1,7 @@
 """Other worlds than the one trained on: ``python benchmarks/carryover.py``.
 
 Four-sensor models (the one of benchmarks/robust.py, three seeds) are tested where one thing is different: another city, another
-colour camera, another LiDAR, three of each; and from day to night, where models trained by day alone are tested at night beside
+colour camera, another LiDAR, two of each; and from day to night, where models trained by day alone are tested at night beside
 those trained in all weathers. Models with ``model.reliability`` stand beside those without. Every subset of the sensors. A
 camera or a LiDAR changes nothing but its own pictures, so differences are paired by frame as well as by seed; cities and
 weathers have frames of their own, which are drawn apart.
@@ -35,7 +35,7 @@ from retest import Retest, Tested, run_tests
 from robust import EVERYONE
 
 WORLD = "world:frames=300,size=128"
-OTHERS = ("1", "2", "3")
+OTHERS = ("1", "2")
 """Numbers of the other cities, cameras and LiDARs."""
 ALL, DAY, TRUST = "all weathers", "day alone", "all weathers, with trust"
 TRAINED = {
