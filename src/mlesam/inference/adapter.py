@@ -58,12 +58,14 @@ def export_adapter(run: Run, out: Path, without: Collection[str] = ()) -> Path:
     recipe = _recipe(run, kept)
     metrics = stored_metrics(run)
     family = str(metadata.get("foundation_family", "sam2"))  # older runs do not say, and had no other
+    calibration = run.calibration  # with the sensors left out: they are absent, and the others' temperatures stay
     config = {
         "format": FORMAT,
         "mlesam": mlesam.__version__,
         "foundation": {"name": recipe.model.foundation, "family": family, "sha256": metadata["foundation_sha256"]},
         "training": {"step": metadata.get("step"), "val_miou": metadata.get("miou")},
         "recipe": plain(recipe),
+        **({} if calibration is None else {"calibration": plain(calibration)}),
     }
     temporary = out.with_name(f".{out.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
