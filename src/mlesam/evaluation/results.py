@@ -48,9 +48,9 @@ def metrics(
     result["frame_miou"] = {
         frame.id: number(float(value)) for frame, value in zip(frames, mean_iou(full.confusions), strict=True)
     }
+    result["confusion"] = full.confusions.sum(axis=0, dtype=np.int64).tolist()
     if full.confidences is not None:
         result["reliability"] = full.confidences.reliability()
-    result["confusion"] = full.confusions.sum(axis=0, dtype=np.int64).tolist()
     return result
 
 
