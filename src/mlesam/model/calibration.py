@@ -48,7 +48,7 @@ class Calibration:
         there = set(present)
         log = self.base + sum(gain for m, gain in self.absent.items() if m not in there)
         low, high = LIMITS
-        return math.exp(min(max(log, math.log(low)), math.log(high)))
+        return min(max(math.exp(min(log, 99.0)), low), high)  # 99: no overflow
 
     def temperatures(self, features: Features) -> list[float]:
         """Each frame's T, by the sensors that it has in ``features``."""
