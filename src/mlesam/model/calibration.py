@@ -18,7 +18,7 @@ from mlesam.config import build
 from mlesam.errors import DataError, RequestError
 from mlesam.model.mlesam import Features
 
-LIMITS = (0.1, 10.0)
+LIMITS = (0.2, 5.0)
 """Least and greatest temperature: a bound for sets of sensors far from all that were fitted."""
 
 
