@@ -190,12 +190,11 @@ def test_a_training_ends_with_temperatures_that_make_val_likelier(run: Run) -> N
 def test_it_is_the_kept_weights_that_are_calibrated(copy: Run) -> None:
     before = found_in(copy)
     prepared = prepare(copy.recipe)
-    model = prepared.model()  # a fresh one: whatever the training ended with
-    calibrate_run(prepared, model, copy.path, Progress())
+    calibrate_run(prepared, copy.path, Progress())
     assert found_in(copy) == before
     (copy.path / "model.safetensors").unlink()
     (copy.path / "calibration.json").unlink()
-    calibrate_run(prepared, model, copy.path, Progress())
+    calibrate_run(prepared, copy.path, Progress())
     assert copy.calibration is None
 
 
