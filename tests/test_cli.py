@@ -56,6 +56,7 @@ def test_own_data_train_with_one_command(trained: Path) -> None:
         "log.jsonl",
         "model.safetensors",
         "last.safetensors",
+        "calibration.json",
     }
 
 
@@ -68,7 +69,7 @@ def test_evaluate_writes_the_metrics_of_every_subset(
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics) == [
         "dataset", "split", "frames", "modalities", "classes", "protocol", "seed", "results", "summary", "tags",
-        "frame_miou", "confusion",
+        "frame_miou", "confusion", "reliability",
     ]  # fmt: skip
     assert metrics["split"] == "test"
     assert metrics["frames"] == 3
@@ -86,6 +87,11 @@ def test_evaluate_writes_the_metrics_of_every_subset(
             "miou_absent_as_zero",
             "weights",
             "frames",
+            "temperature",
+            "ece",
+            "ece_uncalibrated",
+            "aurc",
+            "selective",
         }
         assert row["present"] == row["name"].split("+")
     known = [row["miou"] for row in metrics["results"]]

@@ -143,7 +143,17 @@ def test_every_picture_says_what_it_is_and_every_link_leads_somewhere(page: Page
     ids = {a["id"] for _, a in page.tags if "id" in a}
     assert {(a["href"] or "")[1:] for a in page.all("a")} <= ids
     assert [name for name, _ in page.tags if name == "h1"] == ["h1"]
-    assert {"pictures", "subsets", "conditions", "classes", "confusion", "trust", "training", "recipe"} == ids
+    assert {
+        "pictures",
+        "subsets",
+        "conditions",
+        "classes",
+        "confusion",
+        "trust",
+        "confidence",
+        "training",
+        "recipe",
+    } == ids
 
 
 @pytest.mark.parametrize("train", ["experts", "all"])

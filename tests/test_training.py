@@ -238,6 +238,7 @@ def test_two_processes_share_each_step(dataset: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "two") == pytest.approx(losses(one.path), rel=1e-3)
     found = [[v["miou"] for v in events(run, "validation")] for run in (tmp_path / "two", one.path)]
     assert found[0] == pytest.approx(found[1], abs=1e-3)
+    assert (tmp_path / "two" / "calibration.json").is_file()
 
 
 def test_a_finished_run_is_not_resumed(dataset: Path, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ class Prediction:
 
     Attributes:
         labels: ``(H, W)`` uint8 (int16 beyond 256 classes), class ids.
-        probabilities: ``(C, H, W)`` float32, sums to 1 over C.
+        probabilities: ``(C, H, W)`` float32, sums to 1 over C; calibrated where the run is (docs/confidence.md).
         weights: each present sensor's effective share in the fused maps, averaged over levels; sums to 1.
         classes, colors: names and RGB colours of the ids.
     """
@@ -208,6 +208,11 @@ class Prediction:
     colors: tuple[tuple[int, int, int], ...]
     background: np.ndarray | None = field(default=None, repr=False)
     """``(H, W, 3)`` uint8 picture that :meth:`overlay` draws on."""
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """``(H, W)`` float32, each pixel's largest probability, 1/C to 1: the share of such pixels that should be right."""
+        return self.probabilities.max(axis=0)
 
     def colored(self) -> Image:
         """The class map in the classes' colours, as an RGB picture."""

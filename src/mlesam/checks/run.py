@@ -42,6 +42,7 @@ def check_run(path: Path) -> WeightsFindings:
         miou = weights.get("miou")
         said = f", val mIoU {miou:.3f}" if isinstance(miou, float) else ""
         findings.facts.append(("weights", f"of step {weights.get('step')}{said}"))
+        _check_calibration(run, findings)
     elif not (path / WEIGHTS).is_file():
         if last is not None or reached >= steps:
             findings.fault("missing files", f"{path / WEIGHTS} is missing, but the training has reached a validation.")
@@ -53,6 +54,18 @@ def check_run(path: Path) -> WeightsFindings:
         findings.note("progress", f"there is no {LAST}, so the training cannot be taken up again")
     _check_fit(run, weights is not None, last is not None, findings)
     return findings
+
+
+def _check_calibration(run: Run, findings: WeightsFindings) -> None:
+    try:
+        found = run.calibration
+    except MlesamError as error:
+        findings.fault("calibration", str(error))
+        return
+    said = "none, probabilities are the plain softmax"
+    if found is not None:
+        said = f"on {counted(found.frames, 'val frame')}, temperature {found.temperature(run.sensors):.2f} with all sensors"
+    findings.facts.append(("calibration", said))
 
 
 def _check_fit(run: Run, weights: bool, last: bool, findings: Findings) -> None:

@@ -147,7 +147,9 @@ class _Test:
             advance(done, len(self.frames))
 
         modalities = tuple(scored.sensors)
-        conditions = run_protocol(protocol, self.model, batches(loader), modalities, self.frames, count)
+        conditions = run_protocol(
+            protocol, self.model, batches(loader), modalities, self.frames, count, self.run.calibration
+        )
         result = metrics(
             protocol,
             conditions,

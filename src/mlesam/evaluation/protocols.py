@@ -20,7 +20,9 @@ import torch.nn.functional as F
 
 from mlesam.data.dataset import Frame
 from mlesam.errors import DataError
+from mlesam.evaluation.confidence import Confidences
 from mlesam.evaluation.metrics import confusion_matrix
+from mlesam.model.calibration import Calibration
 from mlesam.model.mlesam import MLESAM, Features
 from mlesam.sample import Batch
 
@@ -61,12 +63,14 @@ class Condition:
         confusions: (F, C, C) int32. counted: (F,) bool, False where a frame has none of the sensors.
         shares: (F, M) float64, each sensor's effective share in the fused maps, averaged over levels. The columns are all
             the sensors that the protocol tests, in its order. A row sums to 1, and is 0 where the frame is not counted.
+        confidences: where the protocol asks for them.
     """
 
     row: Row
     confusions: np.ndarray
     counted: np.ndarray
     shares: np.ndarray
+    confidences: Confidences | None = None
 
     @property
     def name(self) -> str:
@@ -82,10 +86,12 @@ class Protocol(ABC):
 
     Attributes:
         name: as on the command line. rows: in the order of the result; the last one has all sensors as they should be.
+        confidence: whether its rows say what the model's confidence is worth.
     """
 
     name: str
     rows: list[Row]
+    confidence = False
 
     @abstractmethod
     def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
@@ -104,6 +110,7 @@ class Subsets(Protocol):
     """Every non-empty subset of the sensors; a sensor outside the subset is absent, not zero."""
 
     name = "subsets"
+    confidence = True
 
     def __init__(self, modalities: Sequence[str]) -> None:
         self.rows = [Row("+".join(subset), subset) for subset in subsets(modalities)]
@@ -157,6 +164,7 @@ def run(
     modalities: Sequence[str],
     frames: Sequence[Frame],
     advance: Callable[[int], None] = lambda done: None,
+    calibration: Calibration | None = None,
 ) -> list[Condition]:
     """Test a model under a protocol.
 
@@ -164,6 +172,7 @@ def run(
         batches: the frames, in any grouping; every one with a label.
         modalities: the sensors that the protocol tests.
         advance: called with the number of frames done since the last call.
+        calibration: the run's temperatures, for protocols that look at the confidence.
     """
     classes = model.num_classes
     device = next(model.parameters()).device
@@ -175,6 +184,7 @@ def run(
             np.zeros((len(frames), classes, classes), dtype=np.int32),
             np.zeros(len(frames), dtype=bool),
             np.zeros((len(frames), len(modalities))),
+            Confidences(calibration and calibration.temperature(row.sensors)) if protocol.confidence else None,
         )
         for row in protocol.rows
     ]
@@ -188,8 +198,12 @@ def run(
             covered = having(batch, condition.present)
             if not bool(covered.any()):
                 continue
-            output = model.decode(features if bool(covered.all()) else features.of_frames(covered))
-            predicted = predict(output.logits, size)
+            given = features if bool(covered.all()) else features.of_frames(covered)
+            output = model.decode(given)
+            logits = at_size(output.logits, size)
+            predicted = logits.argmax(dim=1)
+            asked = calibration if protocol.confidence else None
+            scale = [1.0] * given.count if asked is None else asked.temperatures(given)
             share = output.shares.double().mean(dim=1)[:, columns].cpu().numpy()
             for row, position in enumerate(torch.nonzero(covered)[:, 0].tolist()):
                 frame = index[batch.ids[position]]
@@ -197,6 +211,9 @@ def run(
                 condition.confusions[frame] = matrix.cpu().numpy()
                 condition.counted[frame] = True
                 condition.shares[frame] = share[row]
+                if condition.confidences is not None:
+                    tags, label = frames[frame].tags, batch.labels[position]
+                    condition.confidences.add(tags, logits[row], predicted[row], label, scale[row])
         advance(len(batch))
     return protocol.finish(found)
 
@@ -212,6 +229,11 @@ def having(batch: Batch, modalities: Iterable[str]) -> torch.Tensor:
 
 def predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(B, C, h, w) logits to (B, H, W) class ids at the label's own size."""
-    if tuple(logits.shape[-2:]) != size:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    return logits.argmax(dim=1)
+    return at_size(logits, size).argmax(dim=1)
+
+
+def at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, C, h, w) logits to (B, C, H, W)."""
+    if tuple(logits.shape[-2:]) == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -25,8 +25,8 @@ def metrics(
 ) -> dict[str, Any]:
     """The content of ``metrics.json``: over all frames, and again for each tag over its own frames.
 
-    The last condition is the one with all sensors: ``confusion`` (C x C counts, rows truth) and ``frame_miou`` (by frame id)
-    are its.
+    The last condition is the one with all sensors: ``confusion`` (C x C counts, rows truth), ``frame_miou`` (by frame id) and,
+    where the protocol looks at the confidence, ``reliability`` are its.
     """
     everything = np.ones(len(frames), dtype=bool)
     tags = sorted({tag for frame in frames for tag in frame.tags})
@@ -38,17 +38,19 @@ def metrics(
         "classes": list(classes),
         "protocol": protocol.name,
         "seed": seed,
-        **_table(protocol, conditions, everything, classes, modalities),
+        **_table(protocol, conditions, everything, classes, modalities, None),
         "tags": {},
     }
     for tag in tags:
         own = np.array([tag in frame.tags for frame in frames])
-        result["tags"][tag] = {"frames": int(own.sum()), **_table(protocol, conditions, own, classes, modalities)}
+        result["tags"][tag] = {"frames": int(own.sum()), **_table(protocol, conditions, own, classes, modalities, tag)}
     full = conditions[-1]
     result["frame_miou"] = {
         frame.id: number(float(value)) for frame, value in zip(frames, mean_iou(full.confusions), strict=True)
     }
     result["confusion"] = full.confusions.sum(axis=0, dtype=np.int64).tolist()
+    if full.confidences is not None:
+        result["reliability"] = full.confidences.reliability()
     return result
 
 
@@ -58,6 +60,7 @@ def _table(
     own: np.ndarray,
     classes: Sequence[str],
     modalities: Sequence[str],
+    tag: str | None,
 ) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for condition in conditions:
@@ -68,7 +71,8 @@ def _table(
         given = condition.row.sensors
         weights = {m: number(float(w)) for m, w in zip(modalities, mean, strict=True) if m in given}
         row = {"name": condition.name, "present": list(condition.present), **condition.row.details}
-        rows.append({**row, **score, "weights": weights, "frames": int(chosen.sum())})
+        sure = {} if condition.confidences is None else condition.confidences.scores(tag)
+        rows.append({**row, **score, "weights": weights, "frames": int(chosen.sum()), **sure})
     full = rows[-1]["miou"]
     if conditions[-1].row.details:  # every protocol but `subsets`
         for row in rows:

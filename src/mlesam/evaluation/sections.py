@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlesam.evaluation.about import recipe, training
+from mlesam.evaluation.certainty import confidence
 from mlesam.evaluation.charts import bar, diverging, dots, heat, legend, scroll, stacked
 from mlesam.evaluation.facts import Facts, difference
 from mlesam.evaluation.markup import Html, Section, change, css_color, h, percent, section
@@ -229,5 +230,5 @@ def confusion(facts: Facts) -> Section:
     return section("confusion", "Confusion", lead, scroll(table, "Confusion matrix"), heading="What is taken for what")
 
 
-ORDER = (pictures, subsets, conditions, classes, confusion, trust, robustness, training, recipe)
+ORDER = (pictures, subsets, conditions, classes, confusion, trust, confidence, robustness, training, recipe)
 """A section that has nothing to say is None."""

@@ -32,6 +32,8 @@ def table(metrics: dict[str, Any], console: Console) -> None:
         f"{mean} {_percent(summary['mean'])}, all sensors {_percent(summary['full'])}, "
         f"{worst} {_percent(summary['worst'])} (mIoU in %)"
     ]
+    if any("ece" in row for row in metrics["results"]):
+        lines.append(_calibration(metrics["results"]))
     if protocol == "emm":
         lines.append(_aggregates(summary))
     for drop, own in summary.get("drops", {}).items():
@@ -51,12 +53,14 @@ def _rows(metrics: dict[str, Any], title: str, console: Console) -> Table:
     first = "case" if metrics["protocol"] == "cases" else "level" if metrics["protocol"] == "nm" else "sensors"
     ratios = metrics["protocol"] != "subsets"
     longest = max((len(row["name"]) for row in metrics["results"]), default=0)
-    room = max(0, console.width - longest - (43 if ratios else 35)) // 16  # names come first, tags take what is left
+    sure = any("ece" in row for row in metrics["results"])
+    taken = longest + 35 + (8 if ratios else 0) + (14 if sure else 0)
+    room = max(0, console.width - taken) // 16  # names come first, tags take what is left
     tags = sorted(metrics["tags"], key=lambda t: -metrics["tags"][t]["frames"])[: min(MOST_TAGS, room)]
     tags = [] if metrics["protocol"] == "cases" else tags
     view = Table(title=title, title_justify="left")
     view.add_column(first, no_wrap=True, min_width=longest)
-    for head in ("mIoU", *(["of full"] if ratios else []), "pixel accuracy", "frames"):
+    for head in ("mIoU", *(["of full"] if ratios else []), "pixel accuracy", *(["ECE"] if sure else []), "frames"):
         view.add_column(head, justify="right")
     for tag in tags:
         view.add_column(escape(f"mIoU {tag} ({metrics['tags'][tag]['frames']})"), justify="right")
@@ -66,10 +70,22 @@ def _rows(metrics: dict[str, Any], title: str, console: Console) -> Table:
             _percent(row["miou"]),
             *([_percent(row["ratio"])] if ratios else []),
             _percent(row["pixel_accuracy"]),
+            *([_ece(row)] if sure else []),
             str(row["frames"]),
             *[_percent(metrics["tags"][tag]["results"][i]["miou"]) for tag in tags],
         )
     return view
+
+
+def _ece(row: Mapping[str, Any]) -> str:
+    now = _percent(row["ece"])
+    return now if row["temperature"] is None else f"{_percent(row['ece_uncalibrated'])} → {now}"
+
+
+def _calibration(rows: Sequence[Mapping[str, Any]]) -> str:
+    what = "ECE: expected calibration error in %, by how much confidence and accuracy differ in the mean"
+    calibrated = any(row["temperature"] is not None for row in rows)
+    return f"{what}; before → after calibration on val" if calibrated else f"{what}; the run is not calibrated"
 
 
 def _drops(metrics: dict[str, Any], title: str, console: Console) -> Table:

@@ -28,6 +28,11 @@ from mlesam.model.run import ADAPTER, CARD, CONFIG, FORMAT, Run
 ROWS = 16
 """Subsets of sensors that a card shows; with more sensors, each alone and all together."""
 
+CALIBRATED = (
+    "Probabilities are calibrated: divided by a temperature that depends on the sensors that are there, fitted on the val split "
+    "of its own data. On other data they can be too high or too low."
+)
+
 
 def export_adapter(run: Run, out: Path, without: Collection[str] = ()) -> Path:
     """Write a run's adapter (or another adapter's) to a new directory, whole or not at all.
@@ -58,12 +63,14 @@ def export_adapter(run: Run, out: Path, without: Collection[str] = ()) -> Path:
     recipe = _recipe(run, kept)
     metrics = stored_metrics(run)
     family = str(metadata.get("foundation_family", "sam2"))  # older runs do not say, and had no other
+    calibration = run.calibration  # with the sensors left out: they are absent, and the others' temperatures stay
     config = {
         "format": FORMAT,
         "mlesam": mlesam.__version__,
         "foundation": {"name": recipe.model.foundation, "family": family, "sha256": metadata["foundation_sha256"]},
         "training": {"step": metadata.get("step"), "val_miou": metadata.get("miou")},
         "recipe": plain(recipe),
+        **({} if calibration is None else {"calibration": plain(calibration)}),
     }
     temporary = out.with_name(f".{out.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -137,7 +144,7 @@ def card(run: Run, recipe: Recipe, config: dict[str, Any], metrics: dict[str, An
     use = (
         '```python\nfrom mlesam import Segmenter\n\nsegmenter = Segmenter.load("<this directory or repository>")\n'
         f"prediction = segmenter({{{example}}})  # any subset\n"
-        "prediction.labels, prediction.weights\n```"
+        "prediction.labels, prediction.confidence, prediction.weights\n```"
     )
     rows = ["| sensor | channels | stored as | unit | mean | std |", "|---|--:|---|---|---|---|"]
     for name, spec in sensors.items():
@@ -147,6 +154,7 @@ def card(run: Run, recipe: Recipe, config: dict[str, Any], metrics: dict[str, An
     parts = [
         "\n".join([*head, "---"]), title, what, use, "## Sensors\n\n" + "\n".join(rows),
         "## Classes\n\n" + ", ".join(classes), "## Results\n\n" + _results(metrics, set(sensors)),
+        *(["## Confidence\n\n" + CALIBRATED] if "calibration" in config else []),
         "## Intended use\n\nClass maps for sensors, places and conditions like those it was trained on. Results on others are "
         "not known and should be measured first: `mlesam evaluate <this directory> --data folder:PATH`. It is not meant to be "
         "the only ground for a decision that can harm somebody.",

@@ -64,7 +64,8 @@ def predict_frames(
     run: str = "",
     advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Segment frames and write ``labels/<id>.png`` (class ids), ``overlays/<id>.png`` and ``prediction.json``.
+    """Segment frames and write ``labels/<id>.png`` (class ids), ``overlays/<id>.png``, ``confidence/<id>.png`` (8 bits of
+    grey, 255 times the confidence) and ``prediction.json``.
 
     Args:
         modalities: use only these sensors. None: all that a frame and the model have.
@@ -92,6 +93,8 @@ def predict_frames(
         name = f"{frame.id}.png"
         _save_png(out / "labels" / name, Image.fromarray(_png_ids(prediction.labels)))
         _save_png(out / "overlays" / name, prediction.overlay())
+        confidence = prediction.confidence
+        _save_png(out / "confidence" / name, Image.fromarray(np.rint(255 * confidence).astype(np.uint8)))
         height, width = prediction.labels.shape
         share = np.bincount(prediction.labels.ravel(), minlength=len(prediction.classes)) / prediction.labels.size
         rows.append(
@@ -101,8 +104,10 @@ def predict_frames(
                 "present": list(prediction.weights),
                 "weights": {m: round(w, 6) for m, w in prediction.weights.items()},
                 "classes": {c: round(float(s), 6) for c, s in zip(prediction.classes, share, strict=True) if s > 0},
+                "mean_confidence": round(float(confidence.mean(dtype=np.float64)), 6),
                 "labels": f"labels/{name}",
                 "overlay": f"overlays/{name}",
+                "confidence": f"confidence/{name}",
             }
         )
         advance(1)
@@ -115,6 +120,7 @@ def predict_frames(
         "run": run,
         "classes": list(segmenter.classes.names),
         "colors": [list(c) for c in segmenter.classes.colors],
+        "calibrated": segmenter.calibration is not None,
         "frames": rows,
         "skipped": skipped,
         **({"faults": [str(fault) for fault in faults]} if faults else {}),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from mlesam.data.reading import check_sizes
 from mlesam.data.transforms import evaluation_sample
 from mlesam.errors import RequestError, did_you_mean
+from mlesam.model.calibration import Calibration
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run
 from mlesam.sample import Batch, Classes, Prediction, Sample
@@ -22,7 +23,7 @@ from mlesam.sensors.spec import SensorSpec, canonical_order
 
 
 class Segmenter:
-    """A trained model with everything its inputs need.
+    """A trained model with everything its inputs need. Without a ``calibration``, probabilities are the plain softmax.
 
     Example:
         >>> segmenter = Segmenter.load("runs/street")
@@ -37,12 +38,14 @@ class Segmenter:
         classes: Classes,
         resize: int | None = None,
         device: torch.device | str | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().to(self.device)
         self.sensors = {m: sensors[m] for m in canonical_order(sensors)}
         self.classes = classes
         self.resize = resize
+        self.calibration = calibration
 
     @staticmethod
     def load(
@@ -63,7 +66,8 @@ class Segmenter:
             RequestError: there is neither, or its foundation is not here. DataError: damaged files, another foundation.
         """
         run = Run.load(path, foundation=foundation, any_foundation=any_foundation, revision=revision)
-        return Segmenter(run.load_model(), run.sensors, run.classes, run.recipe.data.resize, device)
+        resize, calibration = run.recipe.data.resize, run.calibration
+        return Segmenter(run.load_model(), run.sensors, run.classes, resize, device, calibration)
 
     @torch.inference_mode()
     def __call__(
@@ -107,20 +111,30 @@ class Segmenter:
         logits = output.logits
         if tuple(logits.shape[-2:]) != tuple(size):
             logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-        probabilities = logits[0].softmax(dim=0)
-        labels = probabilities.argmax(dim=0).cpu().numpy()
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature(broken.images)
+        labels = logits[0].argmax(dim=0).cpu().numpy()
+        probabilities = _with_winner((logits[0] / temperature).softmax(dim=0).float().cpu().numpy(), labels)
         shares = output.shares[0].mean(dim=0)
         modality = next(iter(broken.images))
         values = broken.images[modality].numpy()
         untouched = broken.images[modality] is images[modality]
         return Prediction(
             labels=labels.astype(np.uint8 if len(self.classes.names) <= 256 else np.int16),
-            probabilities=probabilities.float().cpu().numpy(),
+            probabilities=probabilities,
             weights={m: float(shares[self.model.modalities.index(m)]) for m in broken.images},
             classes=self.classes.names,
             colors=self.classes.colors,
             background=picture(values, arrays[modality] if untouched else values, self.sensors[modality]),
         )
+
+
+def _with_winner(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(C, H, W) probabilities whose largest is that of the labels (H, W). Rounding can make two classes equal whose logits
+    differ, and at every temperature other ones; the class that won keeps the last digit."""
+    tied = np.nonzero(probabilities.argmax(axis=0) != labels)
+    top = probabilities[:, *tied].max(axis=0)
+    probabilities[labels[tied], *tied] = np.nextafter(top, np.float32(2.0))
+    return probabilities
 
 
 def _stored_numbers(value: Any, name: str, channels: int) -> np.ndarray:

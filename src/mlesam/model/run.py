@@ -1,7 +1,8 @@
 """A run, the directory a training wrote, and an adapter, what is shared of it: read back.
 
 A run's ``recipe.yaml`` is the resolved recipe (classes, colours and complete sensor specs included), ``model.safetensors`` the
-chosen weights, ``last.safetensors`` what ``--resume`` needs, ``run.json`` versions and command, ``log.jsonl`` the log.
+chosen weights, ``last.safetensors`` what ``--resume`` needs, ``run.json`` versions and command, ``log.jsonl`` the log,
+``calibration.json`` the temperatures, where there was a val split to fit them on.
 An adapter's ``config.json`` holds what of the recipe is needed for using it, and names the foundation by its hash.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import mlesam
 from mlesam.config import PRESETS, Recipe, build, plain, read_yaml
 from mlesam.errors import DataError, RequestError
+from mlesam.model.calibration import Calibration, read_calibration
 from mlesam.model.checkpoints import fit_or_raise, load_tensors, save_tensors
 from mlesam.model.hub import fetch_folder, is_hub_id
 from mlesam.model.mlesam import MLESAM, belongs_to
@@ -24,6 +26,7 @@ from mlesam.sample import Classes
 from mlesam.sensors.spec import SensorSpec, canonical_order
 
 RECIPE, WEIGHTS, LAST, RECORD, LOG = "recipe.yaml", "model.safetensors", "last.safetensors", "run.json", "log.jsonl"
+CALIBRATION = "calibration.json"
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 FORMAT = "mlesam adapter 1"
 """First words of an adapter's config. The number is raised when an older package could not read it."""
@@ -95,6 +98,13 @@ class Run:
             data.label_map or {},
             ignore_color=data.ignore_color,
         )
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Its temperatures; None in runs without a val split and in those of older versions. DataError: damaged."""
+        if self.weights == ADAPTER:
+            return read_calibration(self.path / CONFIG, "calibration")
+        return read_calibration(self.path / CALIBRATION)
 
     def build_model(self) -> MLESAM:
         """The model of this run, with fresh weights. RequestError where the foundation is not here."""

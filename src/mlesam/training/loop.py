@@ -33,6 +33,7 @@ from mlesam.model.checkpoints import file_sha256, load_metadata, load_tensors, r
 from mlesam.model.mlesam import MLESAM, Features, Output
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights, save_weights
 from mlesam.sample import Batch, Broken
+from mlesam.training.calibration import calibrate_run, owes_calibration
 from mlesam.training.loss import divergence, ohem_cross_entropy
 from mlesam.training.optimizer import learning_rate, make_optimizer
 from mlesam.training.prepare import Prepared, prepare, refuse_existing
@@ -83,9 +84,12 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / RECORD, json.dumps(_record(prepared, model, command, init), indent=2) + "\n")
         replace_file(out / RECIPE, dump_recipe(prepared.recipe))
-    trainer.run()
+    if trainer.step < trainer.config.steps:
+        trainer.run()
     if trainer.main:
         _learn_trust(prepared, out, report)
+        calibrate_run(prepared, out, report)
+    trainer.accelerator.wait_for_everyone()
     return Run.load(out)
 
 
@@ -370,7 +374,8 @@ class Trainer:
                     self.optimizer.state[parameter] = {
                         k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
                     }
-        if self.step >= self.config.steps and not owes_trust(self.out):
+        owed = owes_trust(self.out) or owes_calibration(self.prepared, self.out)
+        if self.step >= self.config.steps and not owed:
             raise RequestError(f"{self.out} is finished ({self.step} of {self.config.steps} steps); nothing to resume.")
         self.report.say(f"going on from step {self.step} of {self.config.steps}")
         if self.main and (self.out / LOG).is_file():
