@@ -59,20 +59,16 @@ QUESTIONS = {
     "routing, all as in the paper, one seed": Question({
         "mean + routed": PUBLISHED, "mean alone": {**PUBLISHED, **MEAN}, "routed alone": {**PUBLISHED, **ROUTED},
     }, ONE_SEED),
-    "heads, trained so": Question({
+    "heads, trained so, one seed": Question({
         "both": {},
         "mask head alone": {"training.pyramid_loss": "0", "model.combine": "mask"},
         "pyramid head alone": {"training.mask_loss": "0", "model.combine": "pyramid"},
-    }),
+    }, ONE_SEED),
     "heads, both trained, who answers": Question(
         {"mean of logits": {}},
         answers={"mean of probabilities": "probabilities", "mask head": "mask", "pyramid head": "pyramid"},
     ),
-    "sensors kept": Question({"all four": {}, "one": {"model.top_k": "1"}}),
     "sensors kept, one seed": Question({"all four": {}, **{f"k = {k}": {"model.top_k": str(k)} for k in (3, 2, 1)}}, ONE_SEED),
-    "sensors kept, routed alone, one seed": Question(
-        {"all four": ROUTED, **{f"k = {k}": {**ROUTED, "model.top_k": str(k)} for k in (3, 2, 1)}}, ONE_SEED
-    ),
     "weights": Question({
         "one per frame": {},
         "one per frame, not rescaled": {"model.rescale": "false"},
