@@ -12,7 +12,7 @@ import torch
 
 from mlesam import MLESAM, Batch, ModelConfig
 from mlesam.config import Recipe, TrainingConfig, load_recipe
-from mlesam.errors import RequestError
+from mlesam.errors import RequestError, WorkError
 from mlesam.model.checkpoints import load_metadata, load_tensors
 from mlesam.model.mlesam import Features
 from mlesam.model.run import WEIGHTS, Run
@@ -96,7 +96,7 @@ def test_a_finished_run_that_is_resumed_learns_it_once(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mlesam.training.loop.fit_trust", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(WorkError, match=r"finish with: mlesam train --out .* --resume"):
         train(recipe(dataset), tmp_path / "run")
     assert "trust_fitted" not in load_metadata(tmp_path / "run" / WEIGHTS)
     monkeypatch.undo()

@@ -108,7 +108,12 @@ def _learn_trust(prepared: Prepared, out: Path, report: Progress) -> None:
     chosen = load_metadata(out / WEIGHTS)
     model = Run.load(out).load_model().to("cuda" if torch.cuda.is_available() else "cpu")
     recipe = prepared.recipe
-    fit_trust(model, prepared.train, prepared.sensors, recipe.data.resize, recipe.seed, recipe.training.only)
+    try:
+        fit_trust(model, prepared.train, prepared.sensors, recipe.data.resize, recipe.seed, recipe.training.only)
+    except KeyboardInterrupt:
+        raise WorkError(
+            f"stopped while learning whom to trust; the weights are kept, finish with: mlesam train --out {out} --resume"
+        ) from None
     save_weights(model, out / WEIGHTS, {"step": chosen["step"], "miou": chosen["miou"], "trust_fitted": True})
 
 
@@ -232,8 +237,6 @@ class Trainer:
         self.board = _tensorboard(self.out) if config.tensorboard and self.main else None
         micro_batches = batches(self._training_loader())
         started = time.monotonic()
-        if self.step >= steps:
-            return  # only what comes after the training is still to be done
         try:
             self.report.start(steps, self.step)
             while self.step < steps:
