@@ -372,6 +372,7 @@ def test_every_trainable_tensor_has_a_gradient_within_two_steps_and_no_frozen_on
     model = build(foundation, trained=False, train=train, mask_decoder=decoder)
     everything = {n for n, _ in model.named_parameters()}
     frozen = {n for n in everything if n.startswith("foundation.")} if train == "experts" else set()
+    frozen |= {n for n in everything if n.startswith("reliability.")}  # learned after the training
     if decoder == "freeze":
         own = ("mask_head.mask_tokens.", "mask_head.hypernetworks.")
         frozen |= {n for n in everything if n.startswith("mask_head.") and not n.startswith(own)}
@@ -447,7 +448,8 @@ def test_a_fresh_model_sees_each_sensor_as_the_frozen_foundation_does(foundation
 def test_the_parameter_summary_counts_what_is_trained(foundation: str) -> None:
     model = build(foundation)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = trainable + sum(p.numel() for p in model.foundation.parameters())
+    still = (*model.foundation.parameters(), *model.reliability.parameters())
+    total = trainable + sum(p.numel() for p in still)
     assert model.parameter_summary() == f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.1%})"
     per_sensor = {m: sum(p.numel() for p in e.parameters()) for m, e in model.experts.items()}
     assert len(set(per_sensor.values())) == 1

@@ -22,7 +22,8 @@ from mlesam.model.foundation import load_foundation
 from mlesam.model.run import LAST, WEIGHTS, Run
 from mlesam.sample import IGNORE, Batch
 from mlesam.training import loop
-from mlesam.training.loop import rows_to_keep, train
+from mlesam.training.loop import train
+from mlesam.training.step import rows_to_keep
 from mlesam.training.validation import collapses, validate
 
 SMALL = {

@@ -17,7 +17,8 @@ from mlesam.model.checkpoints import load_metadata, load_tensors
 from mlesam.model.mlesam import Features
 from mlesam.model.run import WEIGHTS, Run
 from mlesam.sample import Sample
-from mlesam.training.loop import Step, train
+from mlesam.training.loop import train
+from mlesam.training.step import Step
 from mlesam.training.trust import explained, fit_trust
 
 SENSORS = {"rgb": 3, "depth": 1, "thermal": 1}
@@ -95,7 +96,7 @@ def test_a_finished_run_that_is_resumed_learns_it_once(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlesam.training.loop.fit_trust", stopped)
+    monkeypatch.setattr("mlesam.training.trust.fit_trust", stopped)
     with pytest.raises(WorkError, match=r"finish with: mlesam train --out .* --resume"):
         train(recipe(dataset), tmp_path / "run")
     assert "trust_fitted" not in load_metadata(tmp_path / "run" / WEIGHTS)

@@ -32,7 +32,8 @@ from mlesam.evaluation.metrics import mean_iou
 from mlesam.model.checkpoints import load_metadata, load_tensors, replace_file, save_tensors
 from mlesam.model.run import LAST, LOG, RECORD, Run
 from mlesam.training.grid import SEED, VARIANT, Axes, Cell, plan
-from mlesam.training.loop import owes_trust, train
+from mlesam.training.loop import train
+from mlesam.training.trust import owes_trust
 
 TABLE = "ablation"
 CONFUSIONS = Path("evaluation") / "frames.safetensors"

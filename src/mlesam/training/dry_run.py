@@ -18,10 +18,10 @@ from mlesam.data.loading import (
     training_loader,
 )
 from mlesam.model.run import Run
-from mlesam.training.loop import Step
 from mlesam.training.optimizer import make_optimizer
 from mlesam.training.prepare import prepare
 from mlesam.training.progress import Progress, duration
+from mlesam.training.step import Step
 
 
 def dry_run(recipe: Recipe, init: Path | None, report: Progress, extend: Path | None = None) -> int:

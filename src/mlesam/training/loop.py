@@ -7,8 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 
 import mlesam
 from mlesam.config import Recipe, TrainingConfig, dump_recipe
@@ -29,16 +28,16 @@ from mlesam.data.loading import (
     training_loader,
 )
 from mlesam.errors import DataError, RequestError, WorkError
-from mlesam.model.checkpoints import file_sha256, load_metadata, load_tensors, replace_file, save_tensors
-from mlesam.model.mlesam import MLESAM, Features, Output
+from mlesam.model.checkpoints import file_sha256, load_tensors, replace_file, save_tensors
+from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights, save_weights
-from mlesam.sample import Batch, Broken
+from mlesam.sample import Batch
 from mlesam.training.calibration import calibrate_run, owes_calibration
-from mlesam.training.loss import divergence, ohem_cross_entropy
 from mlesam.training.optimizer import learning_rate, make_optimizer
 from mlesam.training.prepare import Prepared, prepare, refuse_existing
 from mlesam.training.progress import Progress
-from mlesam.training.trust import fit_trust
+from mlesam.training.step import Step, rows_to_keep
+from mlesam.training.trust import learn_trust, owes_trust
 from mlesam.training.validation import collapses, validate
 
 
@@ -87,34 +86,10 @@ def train(
     if trainer.step < trainer.config.steps:
         trainer.run()
     if trainer.main:
-        _learn_trust(prepared, out, report)
+        learn_trust(prepared, out, report)
         calibrate_run(prepared, out, report)
     trainer.accelerator.wait_for_everyone()
     return Run.load(out)
-
-
-def owes_trust(out: Path) -> bool:
-    """Whether a run's model looks at its sensors' reliability and has not learned it yet."""
-    run = Run.load(out)
-    wanted = run.recipe.model.reliability and len(run.sensors) > 1 and (out / WEIGHTS).is_file()
-    return wanted and not load_metadata(out / WEIGHTS).get("trust_fitted", False)
-
-
-def _learn_trust(prepared: Prepared, out: Path, report: Progress) -> None:
-    """Fit the reliability of the chosen weights, where the model looks at it, and store them again."""
-    if not owes_trust(out):
-        return
-    report.say("learning from broken frames how far to trust each sensor")
-    chosen = load_metadata(out / WEIGHTS)
-    model = Run.load(out).load_model().to("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = prepared.recipe
-    try:
-        fit_trust(model, prepared.train, prepared.sensors, recipe.data.resize, recipe.seed, recipe.training.only)
-    except KeyboardInterrupt:
-        raise WorkError(
-            f"stopped while learning whom to trust; the weights are kept, finish with: mlesam train --out {out} --resume"
-        ) from None
-    save_weights(model, out / WEIGHTS, {"step": chosen["step"], "miou": chosen["miou"], "trust_fitted": True})
 
 
 def precision(config: TrainingConfig, foundation: str, device: torch.device) -> str:
@@ -125,80 +100,6 @@ def precision(config: TrainingConfig, foundation: str, device: torch.device) -> 
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if has and foundation != "nano" else "no"
-
-
-class Step(nn.Module):
-    """The losses of one micro-batch. A module of its own, so that distributed training sees a single forward pass.
-
-    The trunk runs once. The full-sensor pass and those with sensors left out are all decoded from its features.
-    """
-
-    def __init__(self, model: MLESAM, config: TrainingConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-
-    def forward(self, batch: Batch, subsets: Sequence[Mapping[str, Tensor]] = ()) -> dict[str, Tensor]:
-        """Losses of the full-sensor pass, of passes that keep the rows in each of ``subsets`` alone, and of one with the sensors
-        that are broken in the place of the sound ones."""
-        assert batch.labels is not None
-        config, labels = self.config, batch.labels
-        features = self.model.encode(batch)
-        full = self.model.decode(features)
-        partial = [self.model.decode(features.keep(rows)) for rows in subsets]
-        if batch.broken is not None:
-            partial.append(self.model.decode(Features.join([features, self._broken(batch, batch.broken)])))
-        own = [self._both(output, labels) for output in (full, *partial)]
-        mask, pyramid = own[0]
-        if partial:  # all subsets together weigh as much as the full pass
-            others = torch.stack([torch.stack(pair) for pair in own[1:]]).mean(dim=0)
-            mask, pyramid = (mask + others[0]) / 2, (pyramid + others[1]) / 2
-        losses = {"mask_loss": mask, "pyramid_loss": pyramid}
-        loss = config.mask_loss * mask + config.pyramid_loss * pyramid
-        # A loss that is asked for is always there: every process sums the same ones, whatever its frames lack.
-        if config.distill:
-            told = [divergence(full, output) for output in partial]
-            losses["distill_loss"] = torch.stack(told).mean() if told else mask.new_zeros(())
-            loss = loss + config.distill * losses["distill_loss"]
-        if config.sensor_loss:
-            alone = self._both(self.model.decode(features.apart()), labels[torch.cat(features.frames)])
-            losses["sensor_loss"] = config.mask_loss * alone[0] + config.pyramid_loss * alone[1]
-            loss = loss + config.sensor_loss * losses["sensor_loss"]
-        return {"loss": loss, **losses}
-
-    def _broken(self, batch: Batch, broken: Broken) -> Features:
-        """The batch's broken sensors through the trunk, as rows of its frames."""
-        rows = [len(images) for images in broken.images.values()]
-        apart = torch.arange(sum(rows)).split(rows)
-        own = Batch(broken.images, dict(zip(broken.images, apart, strict=True)), tuple(map(str, range(sum(rows)))))
-        found = self.model.encode(own)
-        return replace(found, frames=tuple(broken.frames[m] for m in found.modalities), count=len(batch))
-
-    def _both(self, output: Output, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """OHEM cross-entropy of the mask head and of the pyramid head."""
-        threshold, keep = self.config.ohem_threshold, self.config.ohem_keep
-        maps = (output.mask_logits, output.pyramid_logits)
-        mask, pyramid = (ohem_cross_entropy(output.at_input_size(m), labels, threshold, keep) for m in maps)
-        return mask, pyramid
-
-
-def rows_to_keep(batch: Batch, probability: float, rng: np.random.Generator) -> dict[str, Tensor] | None:
-    """Leave each frame's sensors out at random, but never all of them; None where nothing is left out."""
-    present = np.zeros((len(batch), len(batch.modalities)), dtype=bool)
-    for column, modality in enumerate(sorted(batch.modalities)):
-        present[batch.frames[modality].cpu().numpy(), column] = True
-    draws = rng.random(present.shape)
-    kept = present & (draws >= probability)
-    emptied = ~kept.any(axis=1)
-    best = np.where(present, draws, -1.0).argmax(axis=1)  # the sensor with the luckiest draw stays
-    kept[emptied, best[emptied]] = True
-    if (kept == present).all():
-        return None
-    return {
-        modality: torch.from_numpy(kept[batch.frames[modality].cpu().numpy(), column])
-        for column, modality in enumerate(sorted(batch.modalities))
-        if kept[batch.frames[modality].cpu().numpy(), column].any()
-    }
 
 
 class Trainer:

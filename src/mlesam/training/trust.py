@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,15 +16,44 @@ from mlesam.data.dataset import Frame
 from mlesam.data.faulty import earlier_values
 from mlesam.data.reading import read_frame
 from mlesam.data.transforms import evaluation_sample
+from mlesam.errors import WorkError
+from mlesam.model.checkpoints import load_metadata
 from mlesam.model.mlesam import MLESAM, Features
+from mlesam.model.run import WEIGHTS, Run, save_weights
 from mlesam.sample import Batch, Sample
 from mlesam.sensors.faults import SEVERITIES, random_fault
 from mlesam.sensors.spec import SensorSpec
+from mlesam.training.prepare import Prepared
+from mlesam.training.progress import Progress
 
 FRAMES = 256
 """Training frames that are looked at; more of them add nothing that was measured."""
 Known = dict[str, list[tuple[torch.Tensor, float]]]
 """For each sensor its rows' signs and how far each row deserves to be trusted."""
+
+
+def owes_trust(out: Path) -> bool:
+    """Whether a run's model looks at its sensors' reliability and has not learned it yet."""
+    run = Run.load(out)
+    wanted = run.recipe.model.reliability and len(run.sensors) > 1 and (out / WEIGHTS).is_file()
+    return wanted and not load_metadata(out / WEIGHTS).get("trust_fitted", False)
+
+
+def learn_trust(prepared: Prepared, out: Path, report: Progress) -> None:
+    """Fit the reliability of the chosen weights, where the model looks at it, and store them again."""
+    if not owes_trust(out):
+        return
+    report.say("learning from broken frames how far to trust each sensor")
+    chosen = load_metadata(out / WEIGHTS)
+    model = Run.load(out).load_model().to("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = prepared.recipe
+    try:
+        fit_trust(model, prepared.train, prepared.sensors, recipe.data.resize, recipe.seed, recipe.training.only)
+    except KeyboardInterrupt:
+        raise WorkError(
+            f"stopped while learning whom to trust; the weights are kept, finish with: mlesam train --out {out} --resume"
+        ) from None
+    save_weights(model, out / WEIGHTS, {"step": chosen["step"], "miou": chosen["miou"], "trust_fitted": True})
 
 
 def fit_trust(
