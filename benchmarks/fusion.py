@@ -149,12 +149,14 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "fusion.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "fusion.svg")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, the cores shared between them")
+    parser.add_argument("--only", nargs="+", metavar="GROUP", choices=list(QUESTIONS), default=list(QUESTIONS))
     parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
     options = parser.parse_args()
+    asked = {group: QUESTIONS[group] for group in options.only}
     overrides = {} if options.steps is None else {"training.steps": str(options.steps)}
-    cells = {group: cells_of(group, question, overrides, options.runs) for group, question in QUESTIONS.items()}
+    cells = {group: cells_of(group, question, overrides, options.runs) for group, question in asked.items()}
     stop_on(run_all([cell for own in cells.values() for cell in own], options.jobs, say))
-    tests = {group: retests(question, cells[group]) for group, question in QUESTIONS.items()}
+    tests = {group: retests(question, cells[group]) for group, question in asked.items()}
     run_tests([test for group in tests.values() for own in group.values() for test in own.values()], options.jobs)
     rows = [row for group, own in tests.items() for row in rows_of(group, own)]
     first = read_result(cells["routing"][0].path)
@@ -166,7 +168,7 @@ def main() -> None:
             "recipe": str(RECIPE.relative_to(ROOT)), **BASE, "steps": recipe.training.steps, "batch": recipe.training.batch,
             "changes": {
                 group: {**question.variants, **{n: {"model.combine": c} for n, c in question.answers.items()}}
-                for group, question in QUESTIONS.items()
+                for group, question in asked.items()
             },
             "interval": "95 %, bootstrap over frames and seeds; differences are to the first of the group, paired by both",
         },

@@ -265,7 +265,7 @@ def test_a_training_that_cannot_start_leaves_nothing(dataset: Path, tmp_path: Pa
 def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "ohem_cross_entropy", lambda logits, *rest: logits.sum() * float("nan"))
+    monkeypatch.setattr("mlesam.training.step.ohem_cross_entropy", lambda logits, *rest: logits.sum() * float("nan"))
     with pytest.raises(WorkError, match=r"the loss is nan at step 1, with the samples train\d, train\d; look at"):
         train(recipe(dataset), tmp_path / "run")
 
