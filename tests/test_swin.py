@@ -236,7 +236,7 @@ def test_a_decoder_that_was_drawn_is_not_frozen(swin: Path) -> None:
 
 
 def test_every_tensor_of_a_swin_that_is_trained_as_well_has_a_gradient(swin: Path) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = MLESAM({"rgb": 3, "depth": 1}, CLASSES, ModelConfig(foundation=str(swin), rank=2, train="all"))
     moved, _ = train_two_steps(model, {"rgb": torch.randn(2, 3, 64, 96), "depth": torch.randn(2, 1, 64, 96)})
     everything = {name for name, _ in model.named_parameters() if not name.startswith("reliability.")}
