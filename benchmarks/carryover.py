@@ -12,7 +12,6 @@ kept in ``runs/ablation``, shared with benchmarks/robust.py and trust.py; traini
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from conditions import ROOT, command, conditions
+from conditions import ROOT, command, conditions, options_of, shortened
 from experts import RECIPE, SEEDS, say, stop_on
 from fusion import BASE
 from intervals import estimate, score, signed
@@ -172,16 +171,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
-    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "carryover.json")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "carryover.svg")
-    parser.add_argument(
-        "--jobs", type=int, default=2, help="trainings or tests at a time, the cores shared between them"
-    )
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
-    options = parser.parse_args()
-    overrides = {} if options.steps is None else {"training.steps": str(options.steps)}
+    options = options_of(__doc__, "carryover", "carryover").parse_args()
+    overrides = shortened(options)
     paths = trained(overrides, options.runs, options.jobs)
     tests = {case.name: tests_of(case, paths) for group in CASES.values() for case in group}
     run_tests([test for own in tests.values() for several in own.values() for test in several], options.jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import platform
@@ -28,6 +29,29 @@ def command(name: str) -> str:
         else:
             words.append(word)
     return " ".join(words)
+
+
+def options_of(text: str | None, name: str, plot: str | None = None) -> argparse.ArgumentParser:
+    """The options of a benchmark that trains: where runs, result and plot lie, how many trainings at a time, and how short.
+
+    Args:
+        text: the script's description. name: of its result. plot: of its plot, where it draws one.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
+    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / f"{name}.json")
+    if plot is not None:
+        parser.add_argument("--plot", type=Path, default=ROOT / "docs" / f"{plot}.svg")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="trainings or tests at a time, the cores shared between them"
+    )
+    parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
+    return parser
+
+
+def shortened(options: argparse.Namespace) -> dict[str, str]:
+    """The fields of a recipe that ``--steps`` changes."""
+    return {} if options.steps is None else {"training.steps": str(options.steps)}
 
 
 def conditions() -> dict[str, str]:

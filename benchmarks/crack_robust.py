@@ -10,17 +10,15 @@ project; the recipe says where they are expected. Trainings are kept in ``runs/a
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from conditions import ROOT, command, conditions
+from conditions import ROOT, command, conditions, options_of, shortened
 from experts import PAPER, SEEDS, say, stop_on
+from intervals import score
 from mlesam.evaluation.evaluate import Evaluation, evaluate
-from mlesam.evaluation.metrics import mean_iou
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import Run
 from mlesam.training.ablation import run_all
@@ -48,7 +46,7 @@ def rows_of(name: str, found: dict[int, Evaluation]) -> list[dict[str, Any]]:
     for light, chosen in (("all", np.ones_like(dark)), ("bright", ~dark), ("dark", dark)):
         for i, condition in enumerate(first.conditions):
             own = [e.conditions[i] for e in found.values()]
-            scores = [float(mean_iou(c.confusions[chosen].sum(axis=0))) for c in own]
+            scores = [score([c.confusions[chosen]]) for c in own]
             shares = np.mean([c.shares[chosen].mean(axis=0) for c in own], axis=0)
             rows.append(
                 {
@@ -82,13 +80,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
-    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "crack-robust.json")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, the cores shared between them")
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
-    options = parser.parse_args()
-    base = COMMON if options.steps is None else {**COMMON, "training.steps": str(options.steps)}
+    options = options_of(__doc__, "crack-robust").parse_args()
+    base = {**COMMON, **shortened(options)}
     axes = {"variant": VARIANTS, "seed": {seed: {"seed": seed} for seed in SEEDS}}
     cells = plan(RECIPE, base, axes, options.runs)
     stop_on(run_all(cells, options.jobs, say))

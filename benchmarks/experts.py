@@ -11,7 +11,6 @@ kept in ``runs/ablation`` and done once.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-from conditions import ROOT, command, conditions
+from conditions import ROOT, command, conditions, options_of, shortened
 from mlesam.config import load_recipe
 from mlesam.evaluation.comparison import compare, dot_plot
 from mlesam.model.checkpoints import replace_file
@@ -183,14 +182,8 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
-    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "experts.json")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "experts.svg")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, the cores shared between them")
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
-    options = parser.parse_args()
-    overrides = PAPER if options.steps is None else {**PAPER, "training.steps": str(options.steps)}
+    options = options_of(__doc__, "experts", "experts").parse_args()
+    overrides = {**PAPER, **shortened(options)}
     rates = choose_rates(options.runs, options.jobs, overrides)
     say(f"val mIoU by learning rate: {rates}")
     variants = methods(rates)

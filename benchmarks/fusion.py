@@ -11,7 +11,6 @@ in ``runs/ablation``, shared with benchmarks/robust.py, and done once.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from conditions import ROOT, command, conditions
+from conditions import ROOT, command, conditions, options_of, shortened
 from experts import PAPER, RECIPE, SEEDS, SENSORS, say, stop_on
 from intervals import estimate, score, signed
 from mlesam.config import load_recipe
@@ -144,22 +143,17 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
-    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "fusion.json")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "fusion.svg")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, the cores shared between them")
+    parser = options_of(__doc__, "fusion", "fusion")
     parser.add_argument("--only", nargs="+", metavar="GROUP", choices=list(QUESTIONS), default=list(QUESTIONS))
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
     options = parser.parse_args()
     asked = {group: QUESTIONS[group] for group in options.only}
-    overrides = {} if options.steps is None else {"training.steps": str(options.steps)}
+    overrides = shortened(options)
     cells = {group: cells_of(group, question, overrides, options.runs) for group, question in asked.items()}
     stop_on(run_all([cell for own in cells.values() for cell in own], options.jobs, say))
     tests = {group: retests(question, cells[group]) for group, question in asked.items()}
     run_tests([test for group in tests.values() for own in group.values() for test in own.values()], options.jobs)
     rows = [row for group, own in tests.items() for row in rows_of(group, own)]
-    first = read_result(cells["routing"][0].path)
+    first = read_result(next(iter(cells.values()))[0].path)
     recipe = load_recipe(RECIPE, overrides)
     content = {
         "name": "fusion", "command": command("fusion"), **conditions(), "seeds": [int(s) for s in SEEDS],

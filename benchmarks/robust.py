@@ -11,7 +11,6 @@ kept in ``runs/ablation`` and done once.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from conditions import ROOT, command, conditions
+from conditions import ROOT, command, conditions, options_of, shortened
 from experts import RECIPE, SEEDS, SENSORS, say, stop_on
+from intervals import score
 from mlesam.config import load_recipe
 from mlesam.evaluation.comparison import Row, compare, dot_plot
 from mlesam.evaluation.markup import percent
-from mlesam.evaluation.metrics import mean_iou
 from mlesam.evaluation.protocols import subsets
 from mlesam.model.checkpoints import replace_file
 from mlesam.training.ablation import Result, read_result, run_all
@@ -68,15 +67,11 @@ def variants(overrides: Mapping[str, str], runs: Path) -> list[Cell]:
     return plan(RECIPE, overrides, axes, runs)
 
 
-def score(confusions: np.ndarray) -> float:
-    return float(mean_iou(confusions.sum(axis=0)))
-
-
 def regrets(special: Mapping[tuple[str, str], Result], ours: Mapping[str, Result]) -> list[dict[str, Any]]:
     """A row for each subset and seed."""
     rows = []
     for (name, seed), result in special.items():
-        own, other = score(ours[seed].confusions[name]), score(result.confusions[name])
+        own, other = score([ours[seed].confusions[name]]), score([result.confusions[name]])
         rows.append(
             {
                 "present": name.split("+"), "seed": int(seed), "miou": round(own, 4), "specialist": round(other, 4),
@@ -116,7 +111,7 @@ def ingredients(cells: list[Cell]) -> list[dict[str, Any]]:
         grouped.setdefault(cell.labels["variant"], {})[cell.labels["seed"]] = read_result(cell.path)
     rows = []
     for name, own in grouped.items():
-        means = {seed: float(np.mean([score(c) for c in r.confusions.values()])) for seed, r in own.items()}
+        means = {seed: score(list(r.confusions.values())) for seed, r in own.items()}
         first = next(iter(own.values()))
         rows.append(
             Row(
@@ -129,7 +124,7 @@ def ingredients(cells: list[Cell]) -> list[dict[str, Any]]:
                     "mean_over_subsets": round(float(np.mean(list(means.values()))), 4),
                     "mean_over_subsets_by_seed": {seed: round(value, 4) for seed, value in means.items()},
                     "subsets": {
-                        n: round(float(np.mean([score(r.confusions[n]) for r in own.values()])), 4)
+                        n: round(float(np.mean([score([r.confusions[n]]) for r in own.values()])), 4)
                         for n in first.confusions
                     },
                     "trainable": first.trainable, "step_seconds": first.step_seconds,
@@ -161,14 +156,8 @@ def tables(means: list[dict[str, Any]], found: dict[str, Any], rows: list[dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
-    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "robust-world.json")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "robust.svg")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, the cores shared between them")
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
-    options = parser.parse_args()
-    overrides = {} if options.steps is None else {"training.steps": str(options.steps)}
+    options = options_of(__doc__, "robust-world", "robust").parse_args()
+    overrides = shortened(options)
     alone, ours = specialists(overrides, options.runs), variants(overrides, options.runs)
     first = [cell for cell in ours if cell.labels["variant"] == OURS]
     stop_on(run_all([*first, *alone, *ours], options.jobs, say))

@@ -12,7 +12,6 @@ kept in ``runs/ablation``, drives in ``runs/drives``; trainings, drives and test
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 from carryover import ALL, trained
-from conditions import ROOT, command, conditions
+from conditions import ROOT, command, conditions, options_of, shortened
 from experts import SEEDS, say
 from intervals import estimate, score, signed
 from mlesam.evaluation.evaluate import FOLDER
@@ -227,15 +226,10 @@ def shown(one: Driven) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
+    parser = options_of(__doc__, "sequence", "sequence")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "drives", help="where the drives are kept")
-    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "sequence.json")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "sequence.svg")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings, drives or tests at a time")
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
     options = parser.parse_args()
-    overrides = {} if options.steps is None else {"training.steps": str(options.steps)}
+    overrides = shortened(options)
     runs = trained(overrides, options.runs, options.jobs, (ALL,))[ALL]
     in_processes(render, [(options.folder, number) for number in range(len(DRIVES))], options.jobs)
     in_processes(test, [(path, options.folder) for path in runs.values()], options.jobs)

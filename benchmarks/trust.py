@@ -11,7 +11,6 @@ once.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +20,13 @@ import numpy as np
 from scipy.stats import spearmanr
 from torch import nn
 
-from conditions import ROOT, command, conditions
+from conditions import ROOT, command, conditions, options_of, shortened
 from experts import RECIPE, SEEDS, SENSORS, say, stop_on
+from intervals import score
 from mlesam.data.faulty import BrokenFrames
 from mlesam.data.loading import EvaluationFrames, batches, evaluation_loader
 from mlesam.evaluation.evaluate import open_split
 from mlesam.evaluation.faulted import Faults
-from mlesam.evaluation.metrics import mean_iou
 from mlesam.evaluation.protocols import Condition, Protocol, Subsets
 from mlesam.evaluation.protocols import run as run_protocol
 from mlesam.model.checkpoints import replace_file
@@ -43,15 +42,9 @@ ALLOWED = 0.02
 TRUST, WITHOUT, TRAINED = "trust", "the same weights without trust", "trust, and broken sensors in training"
 
 
-def cells_of(extra: dict[str, str], seeds: Sequence[str], steps: int | None, runs: Path) -> list[Cell]:
+def cells_of(extra: dict[str, str], seeds: Sequence[str], runs: Path) -> list[Cell]:
     base = {**COMMON, **ROBUST, "data.modalities": SENSORS, "model.reliability": "true", **extra}
-    if steps is not None:
-        base["training.steps"] = str(steps)
     return plan(RECIPE, base, {"seed": {seed: {"seed": seed} for seed in seeds}}, runs)
-
-
-def score(condition: Condition) -> float:
-    return float(mean_iou(condition.confusions.sum(axis=0, dtype=np.int64)))
 
 
 def rank_correlation(points: Sequence[dict[str, float]]) -> float:
@@ -74,14 +67,14 @@ def tested(run: Run, model: MLESAM, frames: int | None) -> dict[str, Any]:
     names, clean = list(sensors), found[-1]
     weights = clean.shares.mean(axis=0)
     missing: dict[str, float] = {
-        c.row.details["sensor"]: score(c) for c in found if c.row.details["fault"] == "dropped"
+        c.row.details["sensor"]: score([c.confusions]) for c in found if c.row.details["fault"] == "dropped"
     }
     rows = []
     for condition in found[:-1]:
         sensor, fault = condition.row.details["sensor"], condition.row.details["fault"]
         if fault == "dropped":
             continue
-        own, column = score(condition), names.index(sensor)
+        own, column = score([condition.confusions]), names.index(sensor)
         weight = float(condition.shares.mean(axis=0)[column])
         rows.append(
             {
@@ -91,12 +84,15 @@ def tested(run: Run, model: MLESAM, frames: int | None) -> dict[str, Any]:
                 "falls": weight < float(weights[column]), "no_worse_than_missing": own >= missing[sensor] - ALLOWED,
             }
         )  # fmt: skip
-    whole = [score(c) for c in conditions_of(Subsets(names))]
-    sound = [{"weight": float(w), "gain": score(clean) - missing[m]} for m, w in zip(names, weights, strict=True)]
+    whole = [score([c.confusions]) for c in conditions_of(Subsets(names))]
+    sound = [
+        {"weight": float(w), "gain": score([clean.confusions]) - missing[m]}
+        for m, w in zip(names, weights, strict=True)
+    ]
     points = [*sound, *({"weight": r["weight"], "gain": r["miou"] - r["without_the_sensor"]} for r in rows)]
     return {
-        "clean": round(score(clean), 4), "mean_over_subsets": round(float(np.mean(whole)), 4),
-        "lost": round(1 - float(np.mean([row["miou"] for row in rows])) / score(clean), 4),
+        "clean": round(score([clean.confusions]), 4), "mean_over_subsets": round(float(np.mean(whole)), 4),
+        "lost": round(1 - float(np.mean([row["miou"] for row in rows])) / score([clean.confusions]), 4),
         "falls": sum(row["falls"] for row in rows), "no_worse": sum(row["no_worse_than_missing"] for row in rows),
         "cases": len(rows),
         "rank_correlation": rank_correlation(points),
@@ -136,15 +132,11 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
-    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "trust.json")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, the cores shared between them")
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the command")
+    parser = options_of(__doc__, "trust")
     parser.add_argument("--frames", type=int, help="fewer test frames, to try the command")
     options = parser.parse_args()
-    cells = cells_of({}, SEEDS, options.steps, options.runs)
-    more = cells_of({"data.faults": "0.5"}, SEEDS[:1], options.steps, options.runs)
+    cells = cells_of(shortened(options), SEEDS, options.runs)
+    more = cells_of({"data.faults": "0.5", **shortened(options)}, SEEDS[:1], options.runs)
     stop_on(run_all([*cells, *more], options.jobs, say))
     results = []
     for name, own in ((TRUST, cells), (WITHOUT, cells), (TRAINED, more)):

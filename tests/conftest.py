@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from mlesam.cli import main
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -54,6 +57,17 @@ def write_dataset(root: Path, train: int = 6, val: int = 2, test: int = 3) -> Pa
     (root / "tags").mkdir()
     (root / "tags" / "night.txt").write_text("train0\ntest0\n")
     (root / "dataset.yaml").write_text("classes: [ground, near, far]\n")
+    return root
+
+
+def trained_for_a_moment(root: Path, tags: Mapping[str, Sequence[str]] | None = None) -> Path:
+    """``ROOT/data``, four test frames of which one lacks its depth, with further tags, and ``ROOT/run`` trained on it."""
+    write_dataset(root / "data", test=4)
+    for tag, ids in (tags or {}).items():
+        (root / "data" / "tags" / f"{tag}.txt").write_text("".join(f"{frame}\n" for frame in ids))
+    (root / "data/depth/test/test2.png").unlink()
+    short = ("--model.rank", "4", "--data.crop", "64", "--data.workers", "0", "--training.batch", "2", "--steps", "2")
+    assert main(["train", "--data", f"folder:{root / 'data'}", "--out", str(root / "run"), *short]) == 0
     return root
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy.integrate import trapezoid
 from torchmetrics.classification import MulticlassCalibrationError
 
-from conftest import write_dataset
+from conftest import trained_for_a_moment
 from mlesam.cli import main
 from mlesam.data.loading import EvaluationFrames, batches, evaluation_loader
 from mlesam.evaluation.confidence import (
@@ -40,7 +40,6 @@ from mlesam.sample import IGNORE
 
 SENSORS = ("rgb", "depth", "thermal")
 FIELDS = {"temperature", "ece", "ece_uncalibrated", "aurc", "selective"}
-SMALL = ("--model.rank", "4", "--data.crop", "64", "--data.workers", "0", "--training.batch", "2", "--steps", "2")
 
 
 def drawn(seed: int, pixels: int = 4000, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,11 +178,7 @@ def test_frames_add_up_and_ignored_pixels_do_not_count() -> None:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``data``, four test frames of which one lacks its depth, and ``run`` trained on it for a moment."""
-    root = tmp_path_factory.mktemp("confidence")
-    write_dataset(root / "data", test=4)
-    (root / "data/depth/test/test2.png").unlink()
-    assert main(["train", "--data", f"folder:{root / 'data'}", "--out", str(root / "run"), *SMALL]) == 0
-    return root
+    return trained_for_a_moment(tmp_path_factory.mktemp("confidence"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import write_dataset
+from conftest import trained_for_a_moment, write_dataset
 from mlesam.cli import main
 from mlesam.config import ModelConfig
 from mlesam.data.faulty import BrokenFrames
@@ -36,25 +36,20 @@ from mlesam.evaluation.published import (
     filled,
     noisy,
 )
-from mlesam.model.mlesam import MLESAM, Features
+from mlesam.model.features import Features
+from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run
 from mlesam.sample import Batch
 from mlesam.sensors.faults import FAULTS, HELD_OUT, SensorFault, applicable
 from mlesam.sensors.spec import BUILTIN
 
-SMALL = ("--model.rank", "4", "--data.crop", "64", "--data.workers", "0", "--training.batch", "2", "--steps", "2")
 SENSORS = ("rgb", "depth", "thermal")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``data``, four test frames of which one lacks its depth, and ``run`` trained on it for a moment."""
-    root = tmp_path_factory.mktemp("protocols")
-    write_dataset(root / "data", test=4)
-    (root / "data/tags/fog.txt").write_text("test1\ntest2\n")
-    (root / "data/depth/test/test2.png").unlink()
-    assert main(["train", "--data", f"folder:{root / 'data'}", "--out", str(root / "run"), *SMALL]) == 0
-    return root
+    return trained_for_a_moment(tmp_path_factory.mktemp("protocols"), {"fog": ("test1", "test2")})
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from mlesam import MLESAM, Batch, ModelConfig
 from mlesam.config import Recipe, TrainingConfig, load_recipe
 from mlesam.errors import RequestError, WorkError
 from mlesam.model.checkpoints import load_metadata, load_tensors
-from mlesam.model.mlesam import Features
+from mlesam.model.features import Features
 from mlesam.model.run import WEIGHTS, Run
 from mlesam.sample import Sample
 from mlesam.training.loop import train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from mlesam.data.dataset import Frame
 from mlesam.sensors.spec import SensorSpec
 
+Item = TypeVar("Item")
 PERCENTILES = (1.0, 50.0, 99.0)
 KEPT_VALUES = 2**24
 """Values of one sensor, over all of its bands, that are kept for the percentiles: 64 MiB."""
@@ -107,8 +109,8 @@ class BandStatistics:
         return found
 
 
-def spaced(frames: Sequence[Frame], most: int | None) -> list[Frame]:
-    """At most so many frames (None: all), evenly over the list, with its first and last."""
+def spaced(frames: Sequence[Item], most: int | None) -> list[Item]:
+    """At most so many frames or numbers of frames (None: all), evenly over the list, with its first and last."""
     count = len(frames) if most is None else min(len(frames), most)
     return [frames[i] for i in np.linspace(0, len(frames) - 1, count).round().astype(int)]
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlesam.evaluation.protocols import at_size, subsets
+from mlesam.evaluation.protocols import subsets
 from mlesam.model.calibration import Calibration
-from mlesam.model.mlesam import MLESAM
+from mlesam.model.mlesam import MLESAM, at_size
 from mlesam.sample import IGNORE, Batch
 from mlesam.sensors.faults import generator
 

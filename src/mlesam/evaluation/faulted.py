@@ -11,7 +11,8 @@ import torch
 from mlesam.data.faulty import BrokenFrames
 from mlesam.evaluation.protocols import Protocol, Row
 from mlesam.evaluation.results import mean_of
-from mlesam.model.mlesam import MLESAM, Features
+from mlesam.model.features import Features
+from mlesam.model.mlesam import MLESAM
 from mlesam.sample import Batch
 from mlesam.sensors.faults import FAULTS, HELD_OUT, SEVERITIES, SensorFault, applicable
 

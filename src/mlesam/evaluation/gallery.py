@@ -16,7 +16,8 @@ from mlesam.evaluation.evaluate import Scored
 from mlesam.evaluation.metrics import confusion_matrix, mean_iou, number
 from mlesam.evaluation.pictures import class_picture, error_picture, sensor_picture
 from mlesam.evaluation.protocols import predict
-from mlesam.model.mlesam import MLESAM, Features
+from mlesam.model.features import Features
+from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run
 from mlesam.sample import Batch
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mlesam.data.dataset import Frame
 from mlesam.errors import DataError
 from mlesam.evaluation.confidence import Confidences
 from mlesam.evaluation.metrics import confusion_matrix
 from mlesam.model.calibration import Calibration
-from mlesam.model.mlesam import MLESAM, Features
+from mlesam.model.features import Features
+from mlesam.model.mlesam import MLESAM, at_size
 from mlesam.sample import Batch
 
 DELIVER_CASES = (
@@ -230,10 +230,3 @@ def having(batch: Batch, modalities: Iterable[str]) -> torch.Tensor:
 def predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(B, C, h, w) logits to (B, H, W) class ids at the label's own size."""
     return at_size(logits, size).argmax(dim=1)
-
-
-def at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B, C, h, w) logits to (B, C, H, W)."""
-    if tuple(logits.shape[-2:]) == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -17,7 +17,8 @@ from mlesam.evaluation.metrics import number
 from mlesam.evaluation.protocols import Protocol, Row, subsets
 from mlesam.evaluation.results import mean_of
 from mlesam.model.experts import Segment
-from mlesam.model.mlesam import MLESAM, Features
+from mlesam.model.features import Features
+from mlesam.model.mlesam import MLESAM
 from mlesam.sample import Batch
 from mlesam.sensors.faults import generator, kind
 from mlesam.sensors.spec import SensorSpec

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mlesam.data.reading import check_sizes
 from mlesam.data.transforms import evaluation_sample
 from mlesam.errors import RequestError, did_you_mean
 from mlesam.model.calibration import Calibration
-from mlesam.model.mlesam import MLESAM
+from mlesam.model.mlesam import MLESAM, at_size
 from mlesam.model.run import Run
 from mlesam.sample import Batch, Classes, Prediction, Sample
 from mlesam.sensors.faults import Earlier, SensorFault, break_sample
@@ -107,10 +106,8 @@ class Segmenter:
         broken = break_sample(Sample(images, id=frame), self.sensors, wrong, seed, earlier)
         sample = evaluation_sample(broken, self.sensors, self.resize)
         output = self.model(Batch.stack([sample]).to(self.device))
-        size = next(iter(images.values())).shape[-2:]
-        logits = output.logits
-        if tuple(logits.shape[-2:]) != tuple(size):
-            logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+        height, width = next(iter(images.values())).shape[-2:]
+        logits = at_size(output.logits, (height, width))
         temperature = 1.0 if self.calibration is None else self.calibration.temperature(broken.images)
         labels = logits[0].argmax(dim=0).cpu().numpy()
         probabilities = _with_winner((logits[0] / temperature).softmax(dim=0).float().cpu().numpy(), labels)

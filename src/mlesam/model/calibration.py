@@ -16,7 +16,7 @@ from typing import Any
 
 from mlesam.config import build
 from mlesam.errors import DataError, RequestError
-from mlesam.model.mlesam import Features
+from mlesam.model.features import Features
 
 LIMITS = (0.2, 5.0)
 """Least and greatest temperature: a bound for sets of sensors far from all that were fitted."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mlesam.config import plain
 from mlesam.data.loading import EvaluationFrames, batches, evaluation_loader
+from mlesam.data.statistics import spaced
 from mlesam.errors import WorkError
 from mlesam.evaluation.calibrate import FRAMES, calibrate
 from mlesam.model.checkpoints import replace_file
@@ -32,8 +32,7 @@ def calibrate_run(prepared: Prepared, out: Path, report: Progress) -> None:
         report.say("no pixel of val is scored: no weights are kept and probabilities are not calibrated")
         return
     model = Run.load(out).load_model().to("cuda" if torch.cuda.is_available() else "cpu")
-    spread = np.linspace(0, len(prepared.val) - 1, min(len(prepared.val), FRAMES)).round().astype(int)
-    chosen = [prepared.val[i] for i in spread]
+    chosen = spaced(prepared.val, FRAMES)
     present = [m for m in model.modalities if any(m in frame.files for frame in chosen)]
     frames = EvaluationFrames(chosen, prepared.sensors, prepared.classes, prepared.recipe.data.resize)
     try:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mlesam.config import TrainingConfig
-from mlesam.model.mlesam import MLESAM, Features, Output
+from mlesam.model.features import Features
+from mlesam.model.mlesam import MLESAM, Output
 from mlesam.sample import Batch, Broken
 from mlesam.training.loss import divergence, ohem_cross_entropy
 

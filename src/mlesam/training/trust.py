@@ -15,10 +15,12 @@ import torch
 from mlesam.data.dataset import Frame
 from mlesam.data.faulty import earlier_values
 from mlesam.data.reading import read_frame
+from mlesam.data.statistics import spaced
 from mlesam.data.transforms import evaluation_sample
 from mlesam.errors import WorkError
 from mlesam.model.checkpoints import load_metadata
-from mlesam.model.mlesam import MLESAM, Features
+from mlesam.model.features import Features
+from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import WEIGHTS, Run, save_weights
 from mlesam.sample import Batch, Sample
 from mlesam.sensors.faults import SEVERITIES, random_fault
@@ -78,9 +80,8 @@ def fit_trust(
     if not known:
         return
     device = next(model.parameters()).device
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int))
     with torch.inference_mode():
-        for index in chosen.tolist():
+        for index in spaced(range(len(frames)), FRAMES):
             rng = np.random.default_rng([seed, index])
             sample = read_frame(frames[index], sensors)
             sound = evaluation_sample(sample, sensors, resize)

@@ -1,0 +1,139 @@
+"""What the trunk says about a batch: a row for every frame of every sensor, from which any subset can be decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mlesam.errors import RequestError
+from mlesam.model.experts import Segment
+from mlesam.sensors.spec import canonical_order
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the trunk says about a batch, before the sensors are fused.
+
+    Any subset of the sensors can be decoded from it without running the trunk again.
+
+    Attributes:
+        levels: three maps (R, C, h, w) at strides 4, 8, 16, aligned, rows stacked by sensor.
+        segments: which rows belong to which sensor.
+        frames: for each segment, (n,) the frame of each row.
+        count: frames in the batch; size: height and width of the input in pixels.
+        signs: (R, 10) statistics of each row's image, where the router looks at its reliability.
+    """
+
+    levels: tuple[Tensor, ...]
+    segments: tuple[Segment, ...]
+    frames: tuple[Tensor, ...]
+    count: int
+    size: tuple[int, int]
+    signs: Tensor | None = None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(s.modality for s in self.segments)
+
+    def keep(self, rows: Mapping[str, Tensor]) -> Features:
+        """Only these rows: ``{modality: (n,) bool}`` over each segment's rows. Sensors left out are absent."""
+        picked, segments, frames, start = [], [], [], 0
+        for segment, owners in zip(self.segments, self.frames, strict=True):
+            if segment.modality not in rows:
+                continue
+            index = torch.nonzero(rows[segment.modality], as_tuple=True)[0]
+            if not len(index):
+                continue
+            picked.append(index + segment.start)
+            frames.append(owners[index])
+            segments.append(Segment(segment.modality, start, start + len(index)))
+            start += len(index)
+        if not segments:
+            raise RequestError("no sensor is left; at least one is needed.")
+        index = torch.cat(picked)
+        levels = tuple(level.index_select(0, index) for level in self.levels)
+        signs = None if self.signs is None else self.signs[index]
+        return replace(self, levels=levels, segments=tuple(segments), frames=tuple(frames), signs=signs)
+
+    def covered(self) -> Tensor:
+        """(B,) bool: which frames have at least one sensor left."""
+        seen = torch.zeros(self.count, dtype=torch.bool, device=self.levels[0].device)
+        for owners in self.frames:
+            seen[owners] = True
+        return seen
+
+    def check_covered(self) -> None:
+        """RequestError where a frame has no sensor left: its fused map would be 0 / 0."""
+        if any(len(owners) == self.count for owners in self.frames):
+            return  # the shapes say it already, without waiting for the device
+        covered = self.covered()
+        if not bool(covered.all()):
+            blind = int(torch.nonzero(~covered)[0])
+            raise RequestError(
+                f"frame {blind} of {self.count} has none of {', '.join(self.modalities)}; decode only the frames that do: "
+                "features.of_frames(features.covered())."
+            )
+
+    def of_frames(self, wanted: Tensor) -> Features:
+        """Only the frames where ``wanted`` (B,) is true, numbered anew."""
+        kept = self.keep({s.modality: wanted[f] for s, f in zip(self.segments, self.frames, strict=True)})
+        number = torch.cumsum(wanted, dim=0) - 1
+        return replace(kept, frames=tuple(number[f] for f in kept.frames), count=int(wanted.sum()))
+
+    def apart(self) -> Features:
+        """Every row as a frame of its own: each sensor alone, all of them decoded at once."""
+        rows = len(self.levels[0])
+        frames = torch.arange(rows, device=self.levels[0].device).split([s.rows for s in self.segments])
+        return replace(self, frames=tuple(frames), count=rows)
+
+    @staticmethod
+    def join(parts: Iterable[Features]) -> Features:
+        """Features of the same frames as one encode of all their sensors would give them. Where several parts have a sensor of
+        a frame, the last one counts, so that what changed can be put in the place of what was."""
+        parts = list(parts)
+        found: dict[str, list[tuple[Features, Segment, Tensor]]] = {}
+        for part in parts:
+            for segment, owners in zip(part.segments, part.frames, strict=True):
+                found.setdefault(segment.modality, []).append((part, segment, owners))
+        levels: list[list[Tensor]] = [[] for _ in parts[0].levels]
+        signs: list[Tensor] = []
+        segments, frames, start = [], [], 0
+        for modality in canonical_order(found):
+            own = found[modality]
+            owners = [o for _, _, o in own]
+            latest = {frame: row for row, frame in enumerate(torch.cat(owners).tolist())} if len(own) > 1 else {}
+            order = torch.tensor([latest[frame] for frame in sorted(latest)], device=owners[0].device)
+            for i, joined in enumerate(levels):
+                joined.append(_picked([p.levels[i][s.start : s.stop] for p, s, _ in own], order))
+            if all(p.signs is not None for p, _, _ in own):
+                signs.append(_picked([p.signs[s.start : s.stop] for p, s, _ in own if p.signs is not None], order))
+            frames.append(_picked(owners, order))
+            segments.append(Segment(modality, start, start + len(frames[-1])))
+            start = segments[-1].stop
+        return replace(
+            parts[0],
+            levels=tuple(torch.cat(maps) for maps in levels),
+            segments=tuple(segments),
+            frames=tuple(frames),
+            signs=torch.cat(signs) if len(signs) == len(found) else None,
+        )
+
+    def select(self, modalities: Iterable[str]) -> Features:
+        """Only these sensors. To be decoded, every frame must have one of them: see :meth:`covered`."""
+        wanted = set(modalities)
+        if wanted >= set(self.modalities):
+            return self
+        rows = {
+            s.modality: torch.ones(s.stop - s.start, dtype=torch.bool, device=self.levels[0].device)
+            for s in self.segments
+            if s.modality in wanted
+        }
+        return self.keep(rows)
+
+
+def _picked(pieces: list[Tensor], order: Tensor) -> Tensor:
+    """The rows of all pieces in this order; a single piece as it is, without a copy."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)[order]
