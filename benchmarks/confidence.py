@@ -24,9 +24,9 @@ from mlesam.data.loading import EvaluationFrames, batches, evaluation_loader
 from mlesam.evaluation.calibrate import fit
 from mlesam.evaluation.confidence import BINS, calibration_error, histogram
 from mlesam.evaluation.evaluate import open_split
-from mlesam.evaluation.protocols import at_size, subsets
+from mlesam.evaluation.protocols import subsets
 from mlesam.model.checkpoints import replace_file
-from mlesam.model.mlesam import MLESAM
+from mlesam.model.mlesam import MLESAM, at_size
 from mlesam.model.run import Run
 from mlesam.sample import IGNORE
 
