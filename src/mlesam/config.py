@@ -12,7 +12,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import yaml
 
@@ -357,10 +357,16 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+class TextFile(Protocol):
+    """A path on disk or inside an archive."""
+
+    def read_text(self, encoding: str) -> str: ...
+
+
+def read_yaml(path: TextFile) -> dict[str, Any]:
     """A YAML file that holds a mapping; anything else is a RequestError that names the file."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RequestError(f"there is no file {path}; give the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:

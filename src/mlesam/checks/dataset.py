@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mlesam.checks.files import Advance, FrameFacts, read_facts
-from mlesam.checks.findings import Findings, named
+from mlesam.checks.findings import Findings, counted, named
 from mlesam.checks.labels import check_labels
 from mlesam.checks.layout import survey
 from mlesam.checks.values import check_values
@@ -67,7 +67,9 @@ def check_dataset(
     specs = _specs(dataset, modalities, findings)
     for split, members in frames.items():
         _check_labelled(split, members, findings)
-        _check_present(split, members, modalities, findings)
+        _check_present(split, members, modalities, bool(dataset.published), findings)
+        if dataset.published:
+            _check_published(dataset, split, members, findings)
     for split, why in (
         ("train", "there is nothing to train on"),
         ("val", "the weights of the last step are kept, not the best ones"),
@@ -133,7 +135,9 @@ def _check_labelled(split: str, frames: list[Frame], findings: Findings) -> None
         findings.fault("frames without a label", f"frame {frame.id!r} of split {split!r} has no label.")
 
 
-def _check_present(split: str, frames: list[Frame], modalities: Sequence[str], findings: Findings) -> None:
+def _check_present(
+    split: str, frames: list[Frame], modalities: Sequence[str], published: bool, findings: Findings
+) -> None:
     for frame in frames:
         if frame.files and not set(frame.files) & set(modalities):
             findings.fault(
@@ -150,10 +154,30 @@ def _check_present(split: str, frames: list[Frame], modalities: Sequence[str], f
         lacking = [f.id for f in seeing if modality not in f.files]
         if lacking and len(lacking) == len(seeing):
             findings.note("frames that lack sensors", f"no frame of split {split!r} has {modality}")
-        elif lacking:
+        elif lacking and not published:
             findings.note(
                 "frames that lack sensors",
                 f"{len(lacking)} of {len(frames)} frames of split {split!r} lack {modality}: {named(lacking)}",
+            )
+
+
+def _check_published(dataset: Dataset, split: str, frames: list[Frame], findings: Findings) -> None:
+    """A published dataset is whole or was half unpacked; another number of frames may be a part of it."""
+    for modality in dataset.modalities:
+        lacking = [f.id for f in frames if modality not in f.files]
+        if lacking:
+            findings.fault(
+                "half unpacked",
+                f"{len(lacking)} of {len(frames)} frames of split {split!r} lack {modality}, and all of the published ones have "
+                f"it: {named(lacking)}; unpack it again, or fetch it from {dataset.source}.",
+            )
+    for tag, count in dataset.published.get(split, {}).items():
+        found = sum(not tag or tag in f.tags for f in frames)
+        if found != count:
+            which = f" with {tag}" if tag else ""
+            findings.note(
+                "other counts than published",
+                f"split {split!r} has {counted(found, 'frame')}{which}, and {count:,} were published",
             )
 
 

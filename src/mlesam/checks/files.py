@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from mlesam.data.dataset import Frame
 from mlesam.errors import MlesamError
-from mlesam.sensors.files import read_label
+from mlesam.sensors.archives import AnyPath
 from mlesam.sensors.spec import SensorSpec
 
 THREADS = 3
@@ -60,7 +59,7 @@ class FrameFacts:
     frame: Frame
     sensors: dict[str, SensorFile] = field(default_factory=dict)
     label: LabelFile | None = None
-    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    unreadable: list[tuple[AnyPath, str]] = field(default_factory=list)
 
 
 def sensor_file(frame: Frame, modality: str, spec: SensorSpec) -> SensorFile:
@@ -87,9 +86,9 @@ def sensor_file(frame: Frame, modality: str, spec: SensorSpec) -> SensorFile:
     )
 
 
-def label_file(path: Path, colors: Collection[tuple[int, int, int]] = ()) -> LabelFile:
-    """Decode a label file; ``colors`` are those of the classes. Raises DataError where it cannot be."""
-    raw = read_label(path, colors)
+def label_file(frame: Frame, colors: Collection[tuple[int, int, int]] = ()) -> LabelFile:
+    """Decode a frame's label file; ``colors`` are those of the classes. Raises DataError where it cannot be."""
+    raw = frame.read_label(colors)
     size = (raw.shape[0], raw.shape[1])
     if raw.ndim == 2:
         values, counts = np.unique(raw, return_counts=True)
@@ -137,7 +136,7 @@ def _frame_facts(
                 facts.unreadable.append((path, str(error)))
     if frame.label is not None:
         try:
-            facts.label = label_file(frame.label, colors)
+            facts.label = label_file(frame, colors)
         except MlesamError as error:
             facts.unreadable.append((frame.label, str(error)))
     return facts

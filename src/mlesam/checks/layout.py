@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from mlesam.checks.findings import Findings, counted, named
 from mlesam.data.dataset import Dataset, Frame
 from mlesam.data.folder import RESERVED, FolderDataset
 from mlesam.errors import MlesamError
+from mlesam.sensors.archives import AnyPath, below
 from mlesam.sensors.files import EXTENSIONS
 
 UNREAD = (".bmp", ".exr", ".gif", ".jfif", ".jp2", ".mat", ".npz", ".pfm", ".pgm", ".ppm", ".webp")
@@ -80,27 +81,29 @@ def _survey_folder(dataset: FolderDataset, findings: Findings) -> dict[str, list
     return frames
 
 
-def read_ids(path: Path, root: Path, findings: Findings) -> list[str]:
+def read_ids(path: AnyPath, root: AnyPath, findings: Findings) -> list[str]:
     """Ids of a list, each once, as :func:`mlesam.data.folder.read_list` understands them."""
-    name = path.relative_to(root)
+    name = below(path, root)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         findings.fault("unreadable files", f"{name} is no UTF-8 text; write one frame id per line.")
         return []
     ids = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    ids = [Path(i).with_suffix("").as_posix() if Path(i).suffix.lower() in EXTENSIONS else i for i in ids]
+    ids = [
+        PurePosixPath(i).with_suffix("").as_posix() if PurePosixPath(i).suffix.lower() in EXTENSIONS else i for i in ids
+    ]
     for i, count in Counter(ids).items():
         if count > 1:
             findings.fault("repeated ids", f"{name} lists {i!r} {'twice' if count == 2 else f'{count} times'}.")
     return list(dict.fromkeys(ids))
 
 
-def _listing(root: Path, base: Path, folder: str, findings: Findings) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _listing(root: AnyPath, base: AnyPath, folder: str, findings: Findings) -> dict[str, AnyPath]:
+    found: dict[str, AnyPath] = {}
     unread: Counter[str] = Counter()
     for path in sorted(base.rglob("*")):
-        extension, inside = path.suffix.lower(), path.relative_to(base)
+        extension, inside = path.suffix.lower(), below(path, base)
         if any(part.startswith(".") for part in inside.parts):
             continue
         if extension in UNREAD:
@@ -111,7 +114,7 @@ def _listing(root: Path, base: Path, folder: str, findings: Findings) -> dict[st
         if name in found:
             findings.fault(
                 "duplicates",
-                f"{found[name].relative_to(root)} and {path.relative_to(root)} are both {folder} of frame {name!r}; "
+                f"{below(found[name], root)} and {below(path, root)} are both {folder} of frame {name!r}; "
                 "keep one of them.",
             )
         else:
@@ -119,13 +122,13 @@ def _listing(root: Path, base: Path, folder: str, findings: Findings) -> dict[st
     for extension, count in unread.items():
         findings.note(
             "files that are not read",
-            f"{base.relative_to(root)} holds {counted(count, f'{extension} file')}, which no reader takes; convert to "
+            f"{below(base, root)} holds {counted(count, f'{extension} file')}, which no reader takes; convert to "
             f"{', '.join(e[1:] for e in EXTENSIONS)}.",
         )
     return found
 
 
-def _frames(ids: list[str], files: dict[str, dict[str, Path]], tags: dict[str, set[str]]) -> list[Frame]:
+def _frames(ids: list[str], files: dict[str, dict[str, AnyPath]], tags: dict[str, set[str]]) -> list[Frame]:
     return [
         Frame(
             id=i,
@@ -138,7 +141,7 @@ def _frames(ids: list[str], files: dict[str, dict[str, Path]], tags: dict[str, s
 
 
 def _check_lists(
-    root: Path, listed: dict[str, list[str]], files: dict[str, dict[str, Path]], findings: Findings
+    root: AnyPath, listed: dict[str, list[str]], files: dict[str, dict[str, AnyPath]], findings: Findings
 ) -> None:
     seen = {i for folder, found in files.items() if folder not in RESERVED for i in found}
     labels = files["labels"]
@@ -156,13 +159,13 @@ def _check_lists(
                 "test anything.",
             )
     for i in sorted(set(labels) - seen - set(homes)):
-        _orphan(labels[i].relative_to(root), findings)
+        _orphan(below(labels[i], root), findings)
     unlisted = sorted(seen - set(homes))
     if unlisted:
         findings.note("unlisted frames", f"{counted(len(unlisted), 'frame')} in no split: {named(unlisted)}")
 
 
-def _check_strays(root: Path, folders: tuple[str, ...], splits: tuple[str, ...], findings: Findings) -> None:
+def _check_strays(root: AnyPath, folders: tuple[str, ...], splits: tuple[str, ...], findings: Findings) -> None:
     """Files beside the split folders, and label folders of splits that no sensor has."""
     for folder in folders:
         loose = [p for p in (root / folder).glob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
@@ -175,10 +178,10 @@ def _check_strays(root: Path, folders: tuple[str, ...], splits: tuple[str, ...],
     labels = root / "labels"
     for folder in sorted(p for p in labels.glob("*") if p.is_dir() and p.name not in splits):
         for path in _listing(root, folder, "labels", findings).values():
-            _orphan(path.relative_to(root), findings)
+            _orphan(below(path, root), findings)
 
 
-def _orphan(label: Path, findings: Findings) -> None:
+def _orphan(label: PurePosixPath, findings: Findings) -> None:
     text = f"{label} has no sensor's file; add one or take the label away."
     findings.fault("labels without a sensor", text, str(label))
 

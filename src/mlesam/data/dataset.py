@@ -1,9 +1,13 @@
-"""What every dataset offers, whatever its layout on disk: frames by split, classes, and what its sensors mean."""
+"""What every dataset offers, whatever its layout on disk: frames by split, classes, and what its sensors mean.
+
+A dataset of one's own is a subclass of :class:`Dataset`, made known with :func:`register` (docs/data.md).
+"""
 
 from __future__ import annotations
 
 import colorsys
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +16,40 @@ import numpy as np
 
 from mlesam.config import DataConfig
 from mlesam.errors import RequestError, did_you_mean
-from mlesam.sensors.files import read_array
-
-KINDS = ("folder", "world")
+from mlesam.sensors.archives import AnyPath
+from mlesam.sensors.files import read_array, read_label
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The files of one scene. A sensor without a file is an absent key."""
+    """The files of one scene. A sensor without a file is an absent key.
+
+    A dataset whose files are no plain pictures returns frames of a subclass that reads them.
+
+    Attributes:
+        id: unique in its split. files: by modality; a dataset's own reading may look at others beside it.
+        label: None where there is none. tags: such as weather and fault.
+        squash: side in pixels that sensors and label are brought to, whatever their proportions. None: as they are.
+    """
 
     id: str
-    files: dict[str, Path]
-    label: Path | None = None
+    files: Mapping[str, AnyPath]
+    label: AnyPath | None = None
     tags: tuple[str, ...] = ()
+    squash: int | None = None
 
     def read(self, modality: str, channels: int | None = None) -> np.ndarray:
         """A sensor's file as stored, see :func:`mlesam.sensors.files.read_array`; ``channels`` where they are known."""
         others = [path for m, path in self.files.items() if m != modality]
         return read_array(self.files[modality], channels, [self.label, *others] if self.label else others)
+
+    def read_label(self, colors: Collection[tuple[int, int, int]] = ()) -> np.ndarray:
+        """The label file as stored, see :func:`mlesam.sensors.files.read_label`."""
+        assert self.label is not None
+        return read_label(self.label, colors)
+
+
+UNPUBLISHED: Mapping[str, Mapping[str, int]] = {}
 
 
 class Dataset(ABC):
@@ -38,11 +58,16 @@ class Dataset(ABC):
     Attributes:
         name: ``KIND:PATH`` as given. modalities: the sensors it has, in canonical order.
         declared: classes, colours and sensors as the dataset and the recipe declare them; undeclared ones are None.
+        published: of a published dataset the number of frames by split and tag, as far as known; the tag "" stands for all.
+            Every frame of such a dataset has every sensor.
+        source: where a published dataset is obtained.
     """
 
     name: str
     modalities: tuple[str, ...]
     declared: DataConfig
+    published: Mapping[str, Mapping[str, int]] = UNPUBLISHED
+    source: str = ""
 
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
@@ -65,26 +90,79 @@ class Dataset(ABC):
         """The declared fields of a sensor's spec."""
         return self.declared.sensors.get(modality, {})
 
+    def about(self, split: str) -> str | None:
+        """What somebody who reads a number of this split must know, for ``metrics.json`` and the report."""
+        return None
+
+
+Opener = Callable[[str, DataConfig], Dataset]
+"""Opens what stands behind the colon of ``KIND:PATH``, with what a recipe declares on top."""
+
+
+def _folder(path: str, config: DataConfig) -> Dataset:
+    from mlesam.data.folder import FolderDataset
+
+    return FolderDataset(Path(path), config)
+
+
+def _world(path: str, config: DataConfig) -> Dataset:
+    from mlesam.data.world import WorldDataset
+
+    return WorldDataset(path, config)
+
+
+def _deliver(path: str, config: DataConfig) -> Dataset:
+    from mlesam.data.deliver import Deliver
+
+    return Deliver(path, config)
+
+
+def _muses(path: str, config: DataConfig) -> Dataset:
+    from mlesam.data.muses import Muses
+
+    return Muses(path, config)
+
+
+def _mcubes(path: str, config: DataConfig) -> Dataset:
+    from mlesam.data.mcubes import Mcubes
+
+    return Mcubes(path, config)
+
+
+KINDS: dict[str, Opener] = {
+    "folder": _folder, "world": _world, "deliver": _deliver, "muses": _muses, "mcubes": _mcubes,
+}  # fmt: skip
+"""What ``KIND:PATH`` may start with. Only code adds to it, with :func:`register`; a recipe cannot."""
+
+
+def register(kind: str, opener: Opener) -> None:
+    """Make ``kind:PATH`` known in this process, for a recipe, :func:`open_dataset` and ``mlesam.cli.main``.
+
+    Args:
+        kind: a word without a colon. opener: a :class:`Dataset` subclass or a function of the path and the recipe's part.
+
+    Raises:
+        RequestError: the kind has a colon or is taken.
+    """
+    if ":" in kind or not kind or kind in KINDS:
+        raise RequestError(f"a kind of dataset cannot be called {kind!r}; it must be a new word without a colon.")
+    KINDS[kind] = opener
+
 
 def open_dataset(name: str, config: DataConfig | None = None) -> Dataset:
-    """Open ``folder:PATH`` or ``world:OPTIONS``, with what a recipe declares on top of what the dataset itself says.
+    """Open ``KIND:PATH``, with what a recipe declares on top of what the dataset itself says.
 
     Raises:
         RequestError: no such kind, path or option.
     """
-    from mlesam.data.folder import FolderDataset
-    from mlesam.data.world import WorldDataset
-
     kind, _, path = name.partition(":")
     if not path and Path(name).is_dir():
         raise RequestError(f"{name!r} does not say what kind of dataset it is; write folder:{name}.")
     if kind not in KINDS:
         raise RequestError(f"unknown kind of dataset {kind!r} in {name!r}{did_you_mean(kind, KINDS)}")
-    if kind == "world":
-        return WorldDataset(path, config or DataConfig())
-    if not path:
+    if not path and kind != "world":
         raise RequestError(f"{name!r} names no folder; write {kind}:PATH.")
-    return FolderDataset(Path(path), config or DataConfig(), name)
+    return KINDS[kind](path, config or DataConfig())
 
 
 def default_colors(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -1,12 +1,14 @@
 """The ``folder`` layout, for anyone's own data.
 
 ``ROOT/<modality>/<split>/<id>.<ext>`` with ``ROOT/labels/<split>/<id>.png``, or ``ROOT/<modality>/<id>.<ext>`` with
-``ROOT/splits/<split>.txt``. ``ROOT/tags/<tag>.txt`` lists ids, ``ROOT/dataset.yaml`` says what the files mean.
+``ROOT/splits/<split>.txt``. ``ROOT/tags/<tag>.txt`` lists ids, ``ROOT/dataset.yaml`` says what the files mean. ROOT is a folder,
+or a zip or tar that holds it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 from mlesam.config import DataConfig, build, check_classes, read_yaml
 from mlesam.data.dataset import Dataset, Frame
 from mlesam.errors import DataError, RequestError, did_you_mean
+from mlesam.sensors.archives import AnyPath, ArchivePath, below, open_root
 from mlesam.sensors.files import EXTENSIONS
 from mlesam.sensors.spec import canonical_order
 
@@ -43,15 +46,15 @@ class ClassEntry:
 
 class FolderDataset(Dataset):
     def __init__(self, root: Path, config: DataConfig, name: str | None = None) -> None:
-        self.root = root
         self.name = name or f"folder:{root}"
-        if not root.is_dir():
+        if not root.exists():
             raise RequestError(f"there is no folder {root}; give the path of a dataset.")
-        folders = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        self.root = packed_root(open_root(root), ("labels", "dataset.yaml", "splits"))
+        folders = [p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith(".")]
         self.modalities = canonical_order(f for f in folders if f not in RESERVED)
         if not self.modalities:
             raise RequestError(f"{root} holds no sensor folder; put files into {root}/<modality>/<split>/<id>.png.")
-        self.declared = _declare(root, config)
+        self.declared = _declare(self.root, config)
         for modality in self.declared.sensors:
             if modality not in self.modalities:
                 raise RequestError(
@@ -111,13 +114,13 @@ class FolderDataset(Dataset):
         folder = self.root / "tags"
         return {p.stem: set(read_list(p)) for p in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
 
-    def _list_files(self, folder: str, split: str | None) -> dict[str, Path]:
+    def _list_files(self, folder: str, split: str | None) -> dict[str, AnyPath]:
         base = self.root / folder if split is None else self.root / folder / split
-        found: dict[str, Path] = {}
+        found: dict[str, AnyPath] = {}
         if not base.is_dir():
             return found
         for path in sorted(base.rglob("*")):
-            inside = path.relative_to(base)
+            inside = below(path, base)
             if path.suffix.lower() not in EXTENSIONS or any(part.startswith(".") for part in inside.parts):
                 continue
             name = inside.with_suffix("").as_posix()
@@ -127,7 +130,16 @@ class FolderDataset(Dataset):
         return found
 
 
-def read_list(path: Path) -> list[str]:
+def packed_root(root: AnyPath, holds: Iterable[str]) -> AnyPath:
+    """An archive's top, or the only folder in it where that ``holds`` one of these names: archives are packed both ways."""
+    if isinstance(root, ArchivePath):
+        inner = list(root.iterdir())
+        if len(inner) == 1 and any((inner[0] / name).exists() for name in holds):
+            return inner[0]
+    return root
+
+
+def read_list(path: AnyPath) -> list[str]:
     """Ids, one per line; blank lines and comments (#) are passed over, a file extension is dropped."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -141,7 +153,7 @@ def read_list(path: Path) -> list[str]:
     return ids
 
 
-def _declare(root: Path, config: DataConfig) -> DataConfig:
+def _declare(root: AnyPath, config: DataConfig) -> DataConfig:
     """What ``dataset.yaml`` says, with what the recipe says on top."""
     path = root / "dataset.yaml"
     if not path.is_file():
@@ -162,7 +174,7 @@ def _declare(root: Path, config: DataConfig) -> DataConfig:
     )
 
 
-def _flat(values: dict[str, Any], path: Path) -> dict[str, Any]:
+def _flat(values: dict[str, Any], path: AnyPath) -> dict[str, Any]:
     """The keys may stand under ``data``, as they do in a recipe, so that a block of YAML fits both."""
     inner = values.pop("data", None) or {}
     if not isinstance(inner, dict):
@@ -173,7 +185,9 @@ def _flat(values: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**values, **inner}
 
 
-def _classes(stored: DatasetFile, path: Path) -> tuple[tuple[str, ...] | None, tuple[tuple[int, int, int], ...] | None]:
+def _classes(
+    stored: DatasetFile, path: AnyPath
+) -> tuple[tuple[str, ...] | None, tuple[tuple[int, int, int], ...] | None]:
     """Names and colours, whether the classes are names or mappings."""
     entries = []
     for i, value in enumerate(stored.classes or ()):

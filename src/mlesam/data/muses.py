@@ -1,6 +1,25 @@
-"""The MUSES dataset as it is published."""
+"""MUSES: driving in clear weather, fog, rain and snow, by day and at night (Broedermann et al., arXiv 2401.12761).
+
+``ROOT/{frame_camera,lidar,radar,event_camera}/{train,val,test}/{clear,fog,rain,snow}/{day,night}/<stem>_<sensor>.<ext>`` as
+recorded, with ``calib.json``; and ``ROOT/projected_to_rgb/...`` as the official scripts project them. Both are read: recordings
+are projected here, see docs/sensors/. The labels of test are with the benchmark server.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from mlesam.data.benchmark import Benchmark, Options
+from mlesam.data.dataset import Frame
+from mlesam.errors import DataError
+from mlesam.sensors.archives import AnyPath, readable
+from mlesam.sensors.files import read_array
+from mlesam.sensors.rig import Rig
 
 CLASSES: dict[str, tuple[int, int, int]] = {
     "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
@@ -11,3 +30,132 @@ CLASSES: dict[str, tuple[int, int, int]] = {
     "bicycle": (119, 11, 32),
 }  # fmt: skip
 """Class names and colours by train id: those of Cityscapes. Source: github.com/timbroed/MUSES."""
+
+FOLDERS = {"rgb": "frame_camera", "lidar": "lidar", "event": "event_camera", "radar": "radar"}
+SPECS = {
+    "lidar": {"channels": 3, "unit": "m, 1, m", "range": [-1000.0, 1000.0], "missing": 0.0, "dtype": "float32"},
+    "radar": {"channels": 2, "unit": "m, 1", "range": [0.0, 1000.0], "missing": 0.0, "dtype": "float32"},
+    "event": {"channels": 2, "unit": "events", "range": [0.0, 255.0], "dtype": "float32"},
+}
+PUBLISHED = {"train": {"": 1500}, "val": {"": 250}, "test": {"": 750}}
+PROJECTED = "projected_to_rgb"
+SPLITS = ("train", "val", "test")
+WEATHERS, TIMES = ("clear", "fog", "rain", "snow"), ("day", "night")
+
+
+@dataclass(frozen=True)
+class MusesFrame(Frame):
+    """Recordings are projected into the camera's picture, projections are decoded; both give the same units."""
+
+    rig: Rig | None = field(default=None, compare=False, repr=False)
+
+    def read(self, modality: str, channels: int | None = None) -> np.ndarray:
+        if modality == "rgb":
+            return super().read(modality, channels)
+        path = self.files[modality]
+        if PROJECTED in path.parts:
+            return decode_projected(path, modality)
+        assert self.rig is not None
+        return self.rig.encode(modality, path)
+
+
+def decode_projected(path: AnyPath, modality: str) -> np.ndarray:
+    """A file of the official projection as (H, W, C) float32; all channels 0 where nothing was measured.
+
+    LiDAR: range (m), intensity, height above the sensor (m). Radar: range (m), intensity. Event: counts of positive and of
+    negative events. The PNG files of LiDAR and radar hold (value + 100) * 150 in 16 bits, and all PNG files are written with
+    the channels in OpenCV's order, the last one first.
+    """
+    if path.suffix == ".npz":
+        try:
+            with np.load(readable(path), allow_pickle=False) as stored:
+                array = stored[stored.files[0]]
+        except (ValueError, OSError, KeyError, IndexError) as error:
+            raise DataError(f"{path} cannot be decoded ({error}); project it again.") from error
+    else:
+        array = read_array(path, 3)
+        if path.suffix == ".png":
+            array = array[..., ::-1]
+            if modality != "event":
+                array = array.astype(np.float32) / 150 - 100
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise DataError(
+            f"{path} has the shape {array.shape}, but a projected file has three channels; project it again."
+        )
+    array = array.astype(np.float32)
+    # Rounding in the codec: 0 was stored as 15000, which is exact, and any other value lies at least 1/150 away from it.
+    return array if modality == "lidar" else array[..., :2]
+
+
+@dataclass(frozen=True)
+class MusesOptions(Options):
+    """What may stand behind ``muses:ROOT?``."""
+
+    source: Literal["auto", "raw", "projected"] = "auto"
+    """``raw``: the recordings, projected here. ``projected``: the files of the official scripts. ``auto``: for each sensor
+    the projected files where there are any."""
+    enlarge: bool = True
+    """Points that are projected here grow to the sizes of the official scripts (2, 9 and 2 pixels for LiDAR, radar, events)."""
+
+
+class Muses(Benchmark):
+    """``muses:ROOT``; ROOT is the folder, zip or tar that holds ``frame_camera`` and ``gt_semantic``."""
+
+    kind = "muses"
+    title = "MUSES"
+    source = "https://muses.ethz.ch"
+    folders = FOLDERS
+    needed = ("frame_camera", "gt_semantic")
+    classes = CLASSES
+    specs = SPECS
+    published = PUBLISHED
+    option_type = MusesOptions
+
+    def _find_modalities(self) -> Iterable[str]:
+        return [m for m in FOLDERS if self._home(m) is not None]
+
+    def _home(self, modality: str) -> AnyPath | None:
+        """The folder of a sensor's files, recorded or projected; None where there is none."""
+        assert isinstance(self.options, MusesOptions)
+        raw, projected = self.root / FOLDERS[modality], self.root / PROJECTED / FOLDERS[modality]
+        if modality == "rgb":
+            return raw
+        order = {"auto": (projected, raw), "raw": (raw,), "projected": (projected,)}[self.options.source]
+        return next((folder for folder in order if folder.is_dir()), None)
+
+    @cached_property
+    def rig(self) -> Rig:
+        """The calibration, which recordings need."""
+        assert isinstance(self.options, MusesOptions)
+        return Rig.load(self.root / "calib.json", enlarge=self.options.enlarge)
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split for split in SPLITS if (self.root / "frame_camera" / split).is_dir())
+
+    def about(self, split: str) -> str | None:
+        """Of val the literature reports two kinds of numbers that cannot be compared."""
+        if split != "val":
+            return None
+        return "Pixels without a label (255) are left out. Some published code scores them as road; such numbers are others."
+
+    def _list_frames(self, split: str) -> Iterable[Frame]:
+        homes = {m: home for m in self.modalities if (home := self._home(m)) is not None}
+        files = {m: self._files(home / split, FOLDERS[m]) for m, home in homes.items()}
+        labels = self._files(self.root / "gt_semantic" / split, "gt_labelTrainIds")
+        recorded = any(m != "rgb" and PROJECTED not in home.parts for m, home in homes.items())
+        rig = self.rig if recorded else None
+        for name in sorted({*labels, *(i for found in files.values() for i in found)}):
+            weather, time, _ = name.split("/")
+            own = {m: found[name] for m, found in files.items() if name in found}
+            yield MusesFrame(name, own, labels.get(name), (weather, time), rig=rig)
+
+    def _files(self, folder: AnyPath, word: str) -> dict[str, AnyPath]:
+        """Files by ``<weather>/<time>/<stem>``."""
+        found = {}
+        for weather in WEATHERS:
+            for time in TIMES:
+                place = folder / weather / time
+                for path in sorted(place.iterdir()) if place.is_dir() else ():
+                    if path.stem.endswith(f"_{word}") and not path.name.startswith("."):
+                        found[f"{weather}/{time}/{path.stem.removesuffix(f'_{word}')}"] = path
+        return found

@@ -16,7 +16,6 @@ from mlesam.data.dataset import Dataset, Frame, default_colors
 from mlesam.data.statistics import measure, spaced, with_statistics
 from mlesam.errors import DataError, RequestError, did_you_mean
 from mlesam.sample import IGNORE, Classes, Sample
-from mlesam.sensors.files import read_label
 from mlesam.sensors.spec import SensorSpec, canonical_order, sensor_spec
 
 STATISTICS_FRAMES = 64
@@ -51,10 +50,26 @@ def read_frame(frame: Frame, sensors: Mapping[str, SensorSpec], classes: Classes
         raise DataError(f"frame {frame.id!r} has no file of {', '.join(sensors)}; it needs at least one.")
     label = None
     if classes is not None and frame.label is not None:
-        label = torch.from_numpy(decode_label(read_label(frame.label, label_colors(classes)), classes, frame.label))
+        label = torch.from_numpy(decode_label(frame.read_label(label_colors(classes)), classes, str(frame.label)))
         sizes[str(frame.label)] = tuple(label.shape)
     check_sizes(sizes)
-    return Sample(images, label, frame.id, frame.tags)
+    sample = Sample(images, label, frame.id, frame.tags)
+    return sample if frame.squash is None else squashed(sample, frame.squash, sensors)
+
+
+def squashed(sample: Sample, side: int, sensors: Mapping[str, SensorSpec]) -> Sample:
+    """Sensors and label brought to ``side`` x ``side`` pixels.
+
+    A label pixel is the one at ``floor(i * size / side)``, which is what ``nearest`` means in torchvision and OpenCV, and so in
+    the published evaluations that squash.
+    """
+    images = {m: resized(x, (side, side), sensors[m].interpolation) for m, x in sample.images.items()}
+    label = sample.label
+    if label is not None:
+        label = torch.nn.functional.interpolate(label[None, None].float(), size=(side, side), mode="nearest")[
+            0, 0
+        ].long()
+    return dataclasses.replace(sample, images=images, label=label)
 
 
 def check_sizes(sizes: Mapping[str, tuple[int, ...]]) -> None:
@@ -153,7 +168,7 @@ def resolve_classes(dataset: Dataset, frames: Sequence[Frame]) -> tuple[Classes,
         top = -1
         for frame in frames:
             if frame.label is not None:
-                raw = read_label(frame.label)
+                raw = frame.read_label()
                 if raw.ndim == 3:
                     raise RequestError(f"{frame.label} stores colours; list classes and colors in dataset.yaml.")
                 ids = {label_map.get(int(v), int(v)) for v in np.unique(raw)} - {ignore}

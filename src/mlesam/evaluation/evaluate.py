@@ -159,6 +159,7 @@ class _Test:
             modalities=modalities,
             classes=self.run.classes.names,
             seed=self.run.recipe.seed,
+            about=scored.about,
         )
         if name == Noisy.name and published_noise is not None:
             result["published_noise"] = published_noise
@@ -218,7 +219,8 @@ def dumps(result: dict[str, Any]) -> str:
 class Scored:
     """The frames of a split that can be scored with a run, and how to read them.
 
-    ``left_out`` names the frames without a label or without any of the run's sensors.
+    ``left_out`` names the frames without a label or without any of the run's sensors; ``about`` is what one must know who
+    reads a number of this split.
     """
 
     dataset: str
@@ -227,6 +229,7 @@ class Scored:
     sensors: dict[str, SensorSpec]
     classes: Classes
     left_out: list[str]
+    about: str | None = None
 
 
 def open_split(run: Run, data: str | None = None, class_map: Path | None = None, split: str | None = None) -> Scored:
@@ -255,7 +258,8 @@ def open_split(run: Run, data: str | None = None, class_map: Path | None = None,
     ids = {f.id for f in frames}
     classes = run.classes if own else _classes(dataset, run.classes, class_map)
     left_out = [f.id for f in everything if f.id not in ids]
-    return Scored(name, split, frames, {m: run.sensors[m] for m in modalities}, classes, left_out)
+    specs = {m: run.sensors[m] for m in modalities}
+    return Scored(name, split, frames, specs, classes, left_out, dataset.about(split))
 
 
 def _classes(dataset: Dataset, target: Classes, class_map: Path | None) -> Classes:

@@ -22,6 +22,7 @@ def metrics(
     modalities: Sequence[str],
     classes: Sequence[str],
     seed: int,
+    about: str | None = None,
 ) -> dict[str, Any]:
     """The content of ``metrics.json``: over all frames, and again for each tag over its own frames.
 
@@ -33,6 +34,7 @@ def metrics(
     result: dict[str, Any] = {
         "dataset": dataset,
         "split": split,
+        **({} if about is None else {"about": about}),
         "frames": len(frames),
         "modalities": list(modalities),
         "classes": list(classes),

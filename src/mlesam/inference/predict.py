@@ -29,10 +29,11 @@ def find_frames(source: str, split: str | None = None) -> list[Frame]:
     A folder holds ``<modality>/<id>.<ext>``, or the splits of a dataset; without ``split`` all of them are taken.
     """
     dataset = open_dataset(source) if source.partition(":")[0] in KINDS else _plain_folder(source)
-    assert isinstance(dataset, FolderDataset)
-    splits = dataset.splits()
     if split is not None:
         return dataset.frames(split)
+    if not isinstance(dataset, FolderDataset):
+        return [frame for name in dataset.splits() for frame in dataset.frames(name)]
+    splits = dataset.splits()
     if not splits:
         return dataset.loose_frames()
     frames = {frame.id: frame for name in splits for frame in dataset.all_frames(name) if frame.files}
@@ -83,13 +84,12 @@ def predict_frames(
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
     for index, frame in enumerate(frames):
-        inputs = {m: path for m, path in frame.files.items() if m in chosen - lost}
-        if not inputs:
+        if not set(frame.files) & (chosen - lost):
             skipped.append(frame.id)
             advance(1)
             continue
         earlier = partial(earlier_values, frames, segmenter.sensors, index)
-        prediction = segmenter(inputs, faults=faults, frame=frame.id, earlier=earlier)
+        prediction = segmenter.frame(frame, chosen - lost, faults=faults, earlier=earlier)
         name = f"{frame.id}.png"
         _save_png(out / "labels" / name, Image.fromarray(_png_ids(prediction.labels)))
         _save_png(out / "overlays" / name, prediction.overlay())

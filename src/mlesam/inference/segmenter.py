@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlesam.data.dataset import Frame
 from mlesam.data.reading import check_sizes
 from mlesam.data.transforms import evaluation_sample
 from mlesam.errors import RequestError, did_you_mean
@@ -68,7 +69,6 @@ class Segmenter:
         resize, calibration = run.recipe.data.resize, run.calibration
         return Segmenter(run.load_model(), run.sensors, run.classes, resize, device, calibration)
 
-    @torch.inference_mode()
     def __call__(
         self,
         inputs: Mapping[str, Any],
@@ -100,6 +100,41 @@ class Segmenter:
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.sensors)}.")
         arrays = {m: _stored_numbers(given[m], m, self.sensors[m].channels) for m in canonical_order(given)}
         names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
+        return self._segment(arrays, names, faults, seed, frame, earlier)
+
+    def frame(
+        self,
+        frame: Frame,
+        modalities: Iterable[str] | None = None,
+        *,
+        faults: Iterable[SensorFault | str] = (),
+        seed: int = 0,
+        earlier: Earlier | None = None,
+    ) -> Prediction:
+        """Segment a frame of a dataset; the rest is as for :meth:`__call__`.
+
+        Args:
+            modalities: use only these sensors. None: all that the frame and the model have.
+        """
+        chosen = [m for m in self.sensors if m in frame.files and (modalities is None or m in modalities)]
+        if not chosen:
+            raise RequestError(
+                f"frame {frame.id!r} has no file of {', '.join(self.sensors)}; this model needs at least one."
+            )
+        arrays = {m: frame.read(m, self.sensors[m].channels) for m in chosen}
+        return self._segment(arrays, {m: str(frame.files[m]) for m in chosen}, faults, seed, frame.id, earlier)
+
+    @torch.inference_mode()
+    def _segment(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        names: Mapping[str, str],
+        faults: Iterable[SensorFault | str],
+        seed: int,
+        frame: str,
+        earlier: Earlier | None,
+    ) -> Prediction:
+        """Segment stored numbers ``{modality: (H, W[, C])}``, which messages call by ``names``."""
         images = {m: self.sensors[m].encode(a, names[m]) for m, a in arrays.items()}
         check_sizes({names[m]: tuple(x.shape[-2:]) for m, x in images.items()})
         wrong = [SensorFault.parse(f) if isinstance(f, str) else f for f in faults]

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mlesam.errors import DataError
+from mlesam.sensors.archives import AnyPath, any_path, readable
 
 PICTURES = (".png", ".jpg", ".jpeg")
 EXTENSIONS = (*PICTURES, ".tif", ".tiff", ".npy")
@@ -27,7 +28,7 @@ MAX_BYTES = 4 * 2**30
 """Largest array that is decoded, over all of its channels."""
 
 
-def read_array(path: str | Path, channels: int | None = None, beside: Iterable[Path] = ()) -> np.ndarray:
+def read_array(path: str | AnyPath, channels: int | None = None, beside: Iterable[AnyPath] = ()) -> np.ndarray:
     """Read a picture or array.
 
     Args:
@@ -41,10 +42,11 @@ def read_array(path: str | Path, channels: int | None = None, beside: Iterable[P
     Raises:
         DataError: missing, unreadable, truncated, too large, or of a kind that is not read.
     """
-    return _numbers(_decode(Path(path), channels, beside), Path(path))
+    path = any_path(path)
+    return _numbers(_decode(path, channels, beside), path)
 
 
-def _decode(path: Path, channels: int | None = None, beside: Iterable[Path] = ()) -> np.ndarray:
+def _decode(path: AnyPath, channels: int | None = None, beside: Iterable[AnyPath] = ()) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"there is no file {path}; check the name.")
     extension = path.suffix.lower()
@@ -70,7 +72,7 @@ def _decode(path: Path, channels: int | None = None, beside: Iterable[Path] = ()
     return channels_last(array, channels, None if told else _picture_size(beside))
 
 
-def _picture_size(paths: Iterable[Path]) -> tuple[int, int] | None:
+def _picture_size(paths: Iterable[AnyPath]) -> tuple[int, int] | None:
     """Height and width of the first picture among the files whose header can be read."""
     for path in paths:
         if path.suffix.lower() in PICTURES:
@@ -79,9 +81,9 @@ def _picture_size(paths: Iterable[Path]) -> tuple[int, int] | None:
     return None
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | AnyPath) -> tuple[int, int]:
     """Height and width of a file, from its header where the format allows it."""
-    path = Path(path)
+    path = any_path(path)
     if not path.is_file():
         raise DataError(f"there is no file {path}; check the name.")
     if path.suffix.lower() in PICTURES:
@@ -96,13 +98,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return height, width
 
 
-def read_label(path: str | Path, colors: Collection[tuple[int, int, int]] = ()) -> np.ndarray:
+def read_label(path: str | AnyPath, colors: Collection[tuple[int, int, int]] = ()) -> np.ndarray:
     """Read a label file as stored: ``(H, W)`` ids (palette PNGs give their indices) or ``(H, W, 3)`` colours.
 
     Args:
         colors: the classes' colours. A grey picture is ids that were saved as colours, unless all of it is in these.
     """
-    path = Path(path)
+    path = any_path(path)
     if not path.is_file():
         raise DataError(f"there is no label file {path}; check the name.")
     if path.suffix.lower() in (".jpg", ".jpeg"):
@@ -146,7 +148,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def _check_pixels(height: int, width: int, path: Path) -> None:
+def _check_pixels(height: int, width: int, path: AnyPath) -> None:
     if height * width > MAX_PIXELS:
         raise DataError(
             f"{path} claims to be {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read; "
@@ -154,7 +156,7 @@ def _check_pixels(height: int, width: int, path: Path) -> None:
         )
 
 
-def _check_array(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
+def _check_array(shape: tuple[int, ...], dtype: np.dtype, path: AnyPath) -> None:
     if len(shape) == 3:
         _check_pixels(*_plane(shape), path)
     elif len(shape) == 2:
@@ -171,13 +173,13 @@ _OPENING = threading.Lock()
 """Python's warning filters belong to the whole process: two threads that change and restore them leave them changed."""
 
 
-def _open(path: Path):
+def _open(path: AnyPath):
     from PIL import Image
 
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            picture = Image.open(path, formats=("PNG", "JPEG", "TIFF"))
+            picture = Image.open(readable(path), formats=("PNG", "JPEG", "TIFF"))
         except Image.DecompressionBombError as error:
             claimed = re.search(r"\d+", str(error))  # Pillow names the pixels and keeps the sides to itself
             count = f"{int(claimed.group()):,}" if claimed else "more"
@@ -193,14 +195,14 @@ def _open(path: Path):
     return picture
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def _read_picture(path: AnyPath) -> np.ndarray:
     with _open(path) as picture:
         bits, color = _png_format(path)
         if bits == 16 and color in (2, 4, 6):  # any but grey; whatever the file is called
             import cv2
 
             picture.verify()  # checksums of all chunks: OpenCV would fill a cut-off file with zeros
-            array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            array = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
             if array is None:
                 raise DataError(f"{path} cannot be decoded as 16-bit colour; write it again.")
             order = [2, 1, 0, 3][: array.shape[2]] if array.ndim == 3 else None
@@ -214,7 +216,7 @@ def _read_picture(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
-def _png_format(path: Path) -> tuple[int, int]:
+def _png_format(path: AnyPath) -> tuple[int, int]:
     """Bits per channel and colour type of a PNG; zeros for any other file."""
     with path.open("rb") as file:
         head = file.read(26)
@@ -234,14 +236,14 @@ class _Complaints(logging.Handler):
             self.found.append(record.getMessage())
 
 
-def _read_tiff(path: Path) -> tuple[np.ndarray, bool]:
+def _read_tiff(path: AnyPath) -> tuple[np.ndarray, bool]:
     """The array, and whether the file itself says that its last axis holds the samples of a pixel."""
     import tifffile
 
     complaints = _Complaints()
     tifffile.logger().addHandler(complaints)
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(readable(path)) as file:
             series = file.series[0]
             if series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE:
                 return _read_picture(path), True  # its numbers are indices
@@ -262,7 +264,7 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, bool]:
     return np.moveaxis(array, axes.index("S"), -1), True
 
 
-def _read_compressed_tiff(path: Path, dtype: np.dtype) -> np.ndarray:
+def _read_compressed_tiff(path: AnyPath, dtype: np.dtype) -> np.ndarray:
     """A compression that tifffile lacks, through Pillow where that holds the values without loss."""
     try:
         array = _read_picture(path)
@@ -281,7 +283,7 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
     return (second, third) if first < third else (first, second)
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def _read_npy(path: AnyPath) -> np.ndarray:
     header = np.lib.format
     with path.open("rb") as file:
         read = header.read_array_header_1_0 if header.read_magic(file) == (1, 0) else header.read_array_header_2_0
@@ -293,10 +295,10 @@ def _read_npy(path: Path) -> np.ndarray:
         _check_array(shape, dtype, path)
         if math.prod(shape) * dtype.itemsize > path.stat().st_size - file.tell():
             raise ValueError(f"it is shorter than its shape {shape}")
-    return np.load(path, allow_pickle=False)
+    return np.load(readable(path), allow_pickle=False)
 
 
-def _numbers(array: np.ndarray, path: Path) -> np.ndarray:
+def _numbers(array: np.ndarray, path: AnyPath) -> np.ndarray:
     """Any stored type as uint8, uint16 or float32, without loss or not at all."""
     if array.dtype == np.bool_:
         return array.astype(np.uint8)

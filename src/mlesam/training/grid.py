@@ -16,6 +16,7 @@ import yaml
 import mlesam
 from mlesam.config import Recipe, load_recipe, parse_yaml, plain
 from mlesam.errors import RequestError
+from mlesam.sensors.archives import AnyPath
 from mlesam.training.prepare import Prepared, prepare
 
 SEED, VARIANT = "seed", "variant"
@@ -147,7 +148,7 @@ def identity(prepared: Prepared) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: AnyPath) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
