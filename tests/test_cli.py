@@ -187,6 +187,94 @@ def test_other_data_are_scored_through_a_class_map(
     assert metrics["classes"] == ["ground", "near", "far"]
     mapping.write_text("floor: ground\nbos: near\n")
     assert "did you mean 'box'" in refused(capsys, 2, *words, "--class-map", mapping)
+    mapping.write_text("floor: ground\n")
+    error = refused(capsys, 2, *words, "--class-map", mapping)
+    assert "says nothing about box, wall" in error
+    assert "with null for one that is not to be scored" in error
+    assert "did you mean 'deliver-to-muses'" in refused(capsys, 2, *words, "--class-map", "deliver-to-mcubes")
+    assert "is for another dataset" in refused(capsys, 2, *words[:2], "--class-map", mapping)
+
+
+def test_answers_of_one_list_count_as_one_class_and_the_others_have_no_iou(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from conftest import write_dataset
+
+    other = write_dataset(tmp_path / "other")
+    (other / "dataset.yaml").write_text("classes: [floor, box, wall]\n")
+    mapping = tmp_path / "map.yaml"
+    mapping.write_text("floor: [ground, near, far]\nbox: null\nwall: null\n")
+    words = (
+        "evaluate",
+        trained / "run",
+        "--data",
+        f"folder:{other}",
+        "--class-map",
+        mapping,
+        "--out",
+        tmp_path / "m.json",
+    )
+    assert mlesam(capsys, *words)[0] == 0
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["class_map"] == {
+        "name": str(mapping),
+        "classes": {"floor": ["ground", "near", "far"], "box": None, "wall": None},
+    }
+    for row in metrics["results"]:  # whatever the model says is right
+        assert row["iou"] == {"ground": 1.0, "near": None, "far": None}
+        assert row["miou"] == row["pixel_accuracy"] == row["miou_absent_as_zero"] == 1.0
+    assert "not scored: box, wall" in (tmp_path / "m.md").read_text()
+    assert [p.name for p in (trained / "run/evaluation").glob("*-map-test-3.json")]
+
+
+def test_a_sensor_that_means_something_else_there_is_refused_and_can_be_left_out(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from conftest import write_dataset
+
+    other = write_dataset(tmp_path / "other")
+    (other / "dataset.yaml").write_text("classes: [ground, near, far]\nsensors: {depth: {unit: feet}}\n")
+    words = ("evaluate", trained / "run", "--data", f"folder:{other}", "--out", tmp_path / "m.json")
+    error = refused(capsys, 2, *words)
+    assert "depth of folder:" in error
+    assert (
+        "has the unit 'feet', but the run learned it with 'm'; leave it out, for example with --modalities rgb,thermal"
+        in error
+    )
+    assert mlesam(capsys, *words, "--modalities", "rgb,thermal")[0] == 0
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["modalities"] == metrics["chosen"] == ["rgb", "thermal"]
+    assert len(metrics["results"]) == 3
+    assert "did you mean 'thermal'" in refused(capsys, 2, *words, "--modalities", "termal")
+
+
+def test_views_are_stored_apart_and_the_tables_stand_beside(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", trained / "run", "--out", tmp_path / "m.json")
+    assert mlesam(capsys, *words)[0] == 0
+    plain = (tmp_path / "m.json").read_text()
+    stored = trained / "run/evaluation"
+    for options, name, views in (
+        (("--scales", "1,1.5", "--flip"), "subsets-scales-1-1.5-flip-test-3", {"scales": [1.0, 1.5], "flip": True}),
+        (("--window", "32", "--stride", "24"), "subsets-window-32-24-test-3", {"window": 32, "stride": 24}),
+    ):
+        status, out, _ = mlesam(capsys, *words, *options)
+        assert status == 0
+        assert "tables beside it: .md, .tex" in out
+        found = json.loads((tmp_path / "m.json").read_text())
+        assert found["views"] == views
+        assert json.loads((stored / f"{name}.json").read_text()) == found
+        assert found["results"] != json.loads(plain)["results"]
+        for suffix in (".md", ".tex"):
+            assert (stored / f"{name}{suffix}").read_text() == (tmp_path / f"m{suffix}").read_text()
+        assert "windows of 32" in (tmp_path / "m.md").read_text() or "mirrored too" in (tmp_path / "m.md").read_text()
+    assert (stored / "subsets-test-3.json").read_text() == plain
+    assert mlesam(capsys, "report", trained / "run")[0] == 0
+    from mlesam.evaluation.facts import stored_metrics
+    from mlesam.model.run import Run
+
+    assert stored_metrics(Run.load(trained / "run")) == json.loads(plain)
 
 
 def test_the_same_kind_of_data_elsewhere_needs_no_class_map(
@@ -357,6 +445,9 @@ def test_a_prediction_is_not_written_over(trained: Path, tmp_path: Path, capsys:
         (("evaluate",), "RUN"),
         (("evaluate", "nowhere"), "nowhere is no run"),
         (("evaluate", "nowhere", "--protocl", "x"), "unknown option --protocl"),
+        (("evaluate", "nowhere", "--scales", "big"), "--scales is 'big'"),
+        (("evaluate", "nowhere", "--stride", "9"), "say their size, --window PIXELS"),
+        (("evaluate", "nowhere", "--out", "table.md"), "name table.json"),
         (("predict", "nowhere", "--rgb", "a.png", "--out", "x"), "nowhere is no run"),
     ],
 )

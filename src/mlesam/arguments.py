@@ -107,11 +107,22 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     evaluate.add_argument("--data", metavar="DATASET", help="another dataset than the run's own")
     evaluate.add_argument(
-        "--class-map", type=Path, metavar="FILE", help="YAML: class of that dataset: class of the run"
+        "--class-map",
+        metavar="FILE",
+        help="YAML: class of that dataset: class of the run; or deliver-to-muses, muses-to-deliver",
     )
+    evaluate.add_argument("--modalities", metavar="A,B", help="only these of the run's sensors")
     evaluate.add_argument("--split", help="default: test where it is labelled, else val")
     evaluate.add_argument("--frames", type=int, metavar="N", help="only the first N frames")
-    evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the result here")
+    evaluate.add_argument(
+        "--scales", metavar="A,B,...", help="look at each frame at several sizes, for example 0.5,1,1.5"
+    )
+    evaluate.add_argument("--flip", action="store_true", help="look at it mirrored as well")
+    evaluate.add_argument("--window", type=int, metavar="PIXELS", help="look at it window by window, at native size")
+    evaluate.add_argument("--stride", type=int, metavar="PIXELS", help="from window to window (two thirds of one)")
+    evaluate.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write the result here, tables beside it as .md and .tex"
+    )
 
     report = command("report", "Write RUN/report.html, one page about a run; evaluates it first if it was not yet.")
     report.add_argument("run", metavar="RUN", help="a run or an adapter")

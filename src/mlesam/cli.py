@@ -203,14 +203,20 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
     _nothing_left(others, "evaluate")
     from mlesam.evaluation.evaluate import ALL, evaluate, evaluate_all, store, store_all
     from mlesam.evaluation.show import table
+    from mlesam.evaluation.stored import check_out
+    from mlesam.evaluation.views import Views
 
     console = _console()
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
+    check_out(options.out)
+    views = Views.parse(options.scales, options.flip, options.window, options.stride)
     run = _load_run(options)
     chosen = {
+        "views": views,
+        "modalities": options.modalities.split(",") if options.modalities else None,
         "data": options.data,
         "class_map": options.class_map,
         "split": options.split,
@@ -236,7 +242,7 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
         names = ", ".join(left_out[:5])
         say(f"{len(left_out)} frames have no label or none of the run's sensors and were left out: {names}")
     stored = paths[0] if len(paths) == 1 else f"{paths[0].parent} ({', '.join(path.name for path in paths)})"
-    say(f"stored in {stored}{f' and {options.out}' if options.out else ''}")
+    say(f"stored in {stored}{f' and {options.out}' if options.out else ''}; tables beside it: .md, .tex")
     return 0
 
 

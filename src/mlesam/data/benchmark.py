@@ -35,6 +35,8 @@ class Options:
 
 
 T = TypeVar("T", bound=Options)
+MINIATURE = "MINIATURE.txt"
+"""File at the top of a miniature, which `mlesam mini` writes."""
 NOTHING: Mapping[Any, Any] = {}
 
 
@@ -72,6 +74,9 @@ class Benchmark(Dataset):
     def mend(self) -> str:
         """The end of a message about files that are not there."""
         return f"unpack {self.title} again, or fetch it from {self.source}."
+
+    def miniature(self) -> bool:
+        return (self.root / MINIATURE).is_file()
 
     def frames(self, split: str) -> list[Frame]:
         if split not in self.splits():

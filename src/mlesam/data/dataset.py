@@ -91,8 +91,12 @@ class Dataset(ABC):
         return self.declared.sensors.get(modality, {})
 
     def about(self, split: str) -> str | None:
-        """What somebody who reads a number of this split must know, for ``metrics.json`` and the report."""
+        """What somebody who reads a number of this split must know, for ``metrics.json``, tables and the report."""
         return None
+
+    def miniature(self) -> bool:
+        """Whether it only stands in for a published dataset, in its layout: numbers on it are compared with nobody's."""
+        return False
 
 
 Opener = Callable[[str, DataConfig], Dataset]

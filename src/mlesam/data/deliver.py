@@ -52,6 +52,10 @@ PUBLISHED = {
     },
 }  # fmt: skip
 """Frames as in public logs and file lists."""
+ABOUT = {
+    "val": "The split that most publications report, at 1024 x 1024 pixels, labels as well (?squash=1024).",
+    "test": "Most publications report val, where the same model scores far higher; a number of test is compared with test alone.",
+}
 
 
 class DeliverFrame(Frame):
@@ -113,6 +117,9 @@ class Deliver(Benchmark):
     def default_split(self) -> str:
         """The literature reports val."""
         return "val" if "val" in self.splits() else super().default_split()
+
+    def about(self, split: str) -> str | None:
+        return ABOUT.get(split)
 
     def _list_frames(self, split: str) -> Iterable[Frame]:
         files = {m: self._files(self.folders[m], split) for m in self.modalities}

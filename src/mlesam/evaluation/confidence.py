@@ -105,15 +105,26 @@ class Confidences:
         self.after: dict[str | None, np.ndarray] = defaultdict(lambda: np.zeros((3, BINS)))
 
     def add(
-        self, tags: Iterable[str], logits: Tensor, predicted: Tensor, labels: Tensor, temperature: float = 1.0
+        self,
+        tags: Iterable[str],
+        logits: Tensor,
+        predicted: Tensor,
+        labels: Tensor,
+        temperature: float = 1.0,
+        calibrated: Tensor | None = None,
     ) -> None:
-        """Count a frame: (C, H, W) logits, (H, W) predictions and labels, and the temperature of the sensors it has."""
+        """Count a frame: (C, H, W) logits, (H, W) predictions and labels, and the temperature of the sensors it has.
+
+        ``calibrated``: (C, H, W) logits that the temperature was applied to already, in place of ``logits / temperature``.
+        """
+        if calibrated is None and temperature != 1.0:
+            calibrated = logits / temperature
         scored = labels != IGNORE
         right = (predicted == labels)[scored]
         plain = logits.softmax(dim=0).amax(dim=0)[scored]
         before = after = histogram(plain, right)
-        if temperature != 1.0:
-            after = histogram((logits / temperature).softmax(dim=0).amax(dim=0)[scored], right)
+        if calibrated is not None:
+            after = histogram(calibrated.softmax(dim=0).amax(dim=0)[scored], right)
         for group in (None, *tags):
             self.before[group] += coarse(before)
             self.after[group] += after

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mlesam.config import Recipe
-from mlesam.evaluation.evaluate import FOLDER
 from mlesam.evaluation.gallery import Shown
+from mlesam.evaluation.stored import FOLDER
 from mlesam.model.checkpoints import load_metadata
 from mlesam.model.run import LOG, RECORD, Run
 
@@ -171,7 +171,7 @@ def stored_protocols(run: Run, split: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((run.path / FOLDER).glob("*.json")):
         metrics = _json_object(path)
-        if metrics is None or metrics.get("split") != split or "published_noise" in metrics:
+        if metrics is None or metrics.get("split") != split:
             continue
         name = str(metrics.get("protocol"))
         if name != "subsets" and _usable(metrics, run, name):
@@ -187,6 +187,7 @@ def _usable(metrics: Mapping[str, Any], run: Run, protocol: str = "subsets") -> 
         and metrics.get("classes") == list(run.classes.names)
         and set(metrics.get("modalities", ())) <= set(run.sensors)
         and {"confusion", "frame_miou", "results", "tags", "summary"} <= set(metrics)
+        and not set(metrics) & {"published_noise", "views", "class_map", "chosen"}
     )
 
 

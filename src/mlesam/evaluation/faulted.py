@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from mlesam.data.faulty import BrokenFrames
-from mlesam.evaluation.protocols import Protocol, Row
+from mlesam.evaluation.protocols import Encoder, Protocol, Row
 from mlesam.evaluation.results import mean_of
 from mlesam.model.features import Features
-from mlesam.model.mlesam import MLESAM
 from mlesam.sample import Batch
 from mlesam.sensors.faults import FAULTS, HELD_OUT, SEVERITIES, SensorFault, applicable
 
@@ -42,7 +41,7 @@ class Faults(Protocol):
         nothing = {"fault": None, "severity": None, "sensor": None, "seen": None}
         self.rows.append(Row("clean", everyone, details=nothing, reference=True))
 
-    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
+    def features(self, model: Encoder, batch: Batch) -> Iterator[tuple[int, Features]]:
         clean = model.encode(batch)
         yield len(self.rows) - 1, clean
         for group in self.groups:
@@ -57,7 +56,7 @@ class Faults(Protocol):
                 yield from self._broken(model, batch, clean, group)
 
     def _broken(
-        self, model: MLESAM, batch: Batch, clean: Features, group: Sequence[tuple[int, SensorFault]]
+        self, model: Encoder, batch: Batch, clean: Features, group: Sequence[tuple[int, SensorFault]]
     ) -> Iterator[tuple[int, Features]]:
         sensor = group[0][1].sensor
         owners, image = batch.frames[sensor], batch.images[sensor]

@@ -12,10 +12,10 @@ import torch
 from mlesam.data.dataset import Frame
 from mlesam.data.reading import read_frame
 from mlesam.data.transforms import evaluation_sample
-from mlesam.evaluation.evaluate import Scored
 from mlesam.evaluation.metrics import confusion_matrix, mean_iou, number
 from mlesam.evaluation.pictures import class_picture, error_picture, sensor_picture
 from mlesam.evaluation.protocols import predict
+from mlesam.evaluation.scored import Scored
 from mlesam.model.features import Features
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run

@@ -24,34 +24,41 @@ def confusion_matrix(predicted: Tensor, truth: Tensor, num_classes: int) -> Tens
     return torch.bincount(code, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def class_iou(confusion: np.ndarray) -> np.ndarray:
-    """(..., C, C) counts to (..., C) intersection over union; NaN for a class in neither truth nor prediction."""
+def class_iou(confusion: np.ndarray, reached: Sequence[bool] | None = None) -> np.ndarray:
+    """(..., C, C) counts to (..., C) intersection over union; NaN for a class in neither truth nor prediction.
+
+    Args:
+        reached: which classes another dataset's labels can say, see :mod:`mlesam.data.class_maps`. Elsewhere the IoU is NaN: it
+            could only be 0. A prediction of such a class still counts against the class that is there. None: all.
+    """
     hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - hit
-    return np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
+    counted = union > 0 if reached is None else (union > 0) & np.asarray(reached)
+    return np.divide(hit, union, out=np.full_like(hit, np.nan), where=counted)
 
 
-def mean_iou(confusion: np.ndarray) -> np.ndarray:
+def mean_iou(confusion: np.ndarray, reached: Sequence[bool] | None = None) -> np.ndarray:
     """(..., C, C) counts to (...) mean IoU over the classes that occur; NaN where none does."""
-    iou = class_iou(confusion)
+    iou = class_iou(confusion, reached)
     occurs = ~np.isnan(iou)
     count = occurs.sum(axis=-1)
     total = np.where(occurs, iou, 0.0).sum(axis=-1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
-def scores(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def scores(confusion: np.ndarray, classes: Sequence[str], reached: Sequence[bool] | None = None) -> dict[str, Any]:
     """mIoU, IoU by class and pixel accuracy as ``metrics.json`` holds them; what does not exist is null.
 
     ``miou_absent_as_zero`` counts a class that does not occur as 0, the rule of CMNeXt and its successors.
     """
-    iou = class_iou(confusion)
+    iou = class_iou(confusion, reached)
     total = int(confusion.sum())
+    zeros = np.nan_to_num(iou if reached is None else iou[np.asarray(reached)])
     return {
-        "miou": number(float(mean_iou(confusion))),
+        "miou": number(float(mean_iou(confusion, reached))),
         "iou": {name: number(float(v)) for name, v in zip(classes, iou, strict=True)},
         "pixel_accuracy": number(int(np.trace(confusion)) / total) if total else None,
-        "miou_absent_as_zero": number(float(np.nan_to_num(iou).mean())) if total else None,
+        "miou_absent_as_zero": number(float(zeros.mean())) if total else None,
     }
 
 

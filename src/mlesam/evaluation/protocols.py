@@ -21,6 +21,7 @@ from mlesam.data.dataset import Frame
 from mlesam.errors import DataError
 from mlesam.evaluation.confidence import Confidences
 from mlesam.evaluation.metrics import confusion_matrix
+from mlesam.evaluation.views import Look, Viewer
 from mlesam.model.calibration import Calibration
 from mlesam.model.features import Features
 from mlesam.model.mlesam import MLESAM, at_size
@@ -31,6 +32,9 @@ DELIVER_CASES = (
     "motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres",
 )  # fmt: skip
 """DELIVER's cases, in the order of its paper: they come first, any others follow by name."""
+
+Encoder = MLESAM | Look
+"""What a protocol encodes its batches with: the model, or the model behind a view."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,11 @@ class Protocol(ABC):
     confidence = False
 
     @abstractmethod
-    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
-        """For each row that a batch takes part in, its number and what it is decoded from. Frames keep their numbers."""
+    def features(self, model: Encoder, batch: Batch) -> Iterator[tuple[int, Features]]:
+        """For each row that a batch takes part in, its number and what it is decoded from. Frames keep their numbers.
+
+        Which rows these are depends on the batch's sensors alone; what is encoded is whole frames, whatever a view shows of them.
+        """
 
     def finish(self, conditions: list[Condition]) -> list[Condition]:
         """Rows that need no decoding of their own."""
@@ -115,7 +122,7 @@ class Subsets(Protocol):
     def __init__(self, modalities: Sequence[str]) -> None:
         self.rows = [Row("+".join(subset), subset) for subset in subsets(modalities)]
 
-    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
+    def features(self, model: Encoder, batch: Batch) -> Iterator[tuple[int, Features]]:
         features = model.encode(batch)
         for i, row in enumerate(self.rows):
             if set(row.present) & set(features.modalities):
@@ -141,7 +148,7 @@ class Cases(Protocol):
         self.rows = [Row(tag, present, details=nothing) for tag in chosen]
         self.rows.append(Row("all frames", present, details=nothing, reference=True))
 
-    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
+    def features(self, model: Encoder, batch: Batch) -> Iterator[tuple[int, Features]]:
         yield len(self.rows) - 1, model.encode(batch)
 
     def finish(self, conditions: list[Condition]) -> list[Condition]:
@@ -165,6 +172,8 @@ def run(
     frames: Sequence[Frame],
     advance: Callable[[int], None] = lambda done: None,
     calibration: Calibration | None = None,
+    viewer: Viewer | None = None,
+    counts_as: Sequence[int] | None = None,
 ) -> list[Condition]:
     """Test a model under a protocol.
 
@@ -173,9 +182,13 @@ def run(
         modalities: the sensors that the protocol tests.
         advance: called with the number of frames done since the last call.
         calibration: the run's temperatures, for protocols that look at the confidence.
+        viewer: how each frame is looked at. None: once, as it is.
+        counts_as: for each class the one that its answer counts as, see :mod:`mlesam.data.class_maps`.
     """
+    viewer = viewer or Viewer(model)
     classes = model.num_classes
     device = next(model.parameters()).device
+    same = None if counts_as is None else torch.tensor(counts_as, device=device)
     index = {frame.id: i for i, frame in enumerate(frames)}
     columns = [model.modalities.index(m) for m in modalities]
     found = [
@@ -193,18 +206,21 @@ def run(
         if batch.labels is None:
             raise DataError(f"frame {batch.ids[0]!r} has no label; only labelled frames can be scored.")
         size = (batch.labels.shape[-2], batch.labels.shape[-1])
-        for number, features in protocol.features(model, batch):
+        for number, seen in viewer.features(protocol.features, batch):
             condition = found[number]
             covered = having(batch, condition.present)
             if not bool(covered.any()):
                 continue
-            given = features if bool(covered.all()) else features.of_frames(covered)
-            output = model.decode(given)
-            logits = at_size(output.logits, size)
-            predicted = logits.argmax(dim=1)
+            given = seen if bool(covered.all()) else [features.of_frames(covered) for features in seen]
+            outputs = [model.decode(features) for features in given]
             asked = calibration if protocol.confidence else None
-            scale = [1.0] * given.count if asked is None else asked.temperatures(given)
-            share = output.shares.double().mean(dim=1)[:, columns].cpu().numpy()
+            scale = None if asked is None else asked.temperatures(given[0])
+            logits, calibrated = viewer.merged(outputs, batch.size, size, scale)
+            predicted = logits.argmax(dim=1)
+            if same is not None:
+                predicted = same[predicted]
+            shares = torch.stack([output.shares.double().mean(dim=1)[:, columns] for output in outputs])
+            share = shares.mean(dim=0).cpu().numpy()
             for row, position in enumerate(torch.nonzero(covered)[:, 0].tolist()):
                 frame = index[batch.ids[position]]
                 matrix = confusion_matrix(predicted[row], batch.labels[position], classes)
@@ -213,7 +229,7 @@ def run(
                 condition.shares[frame] = share[row]
                 if condition.confidences is not None:
                     tags, label = frames[frame].tags, batch.labels[position]
-                    condition.confidences.add(tags, logits[row], predicted[row], label, scale[row])
+                    condition.confidences.add(tags, logits[row], predicted[row], label, calibrated=calibrated[row])
         advance(len(batch))
     return protocol.finish(found)
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from mlesam.evaluation.metrics import number
-from mlesam.evaluation.protocols import Protocol, Row, subsets
+from mlesam.evaluation.protocols import Encoder, Protocol, Row, subsets
 from mlesam.evaluation.results import mean_of
 from mlesam.model.experts import Segment
 from mlesam.model.features import Features
-from mlesam.model.mlesam import MLESAM
 from mlesam.sample import Batch
 from mlesam.sensors.faults import generator, kind
 from mlesam.sensors.spec import SensorSpec
@@ -50,7 +49,7 @@ def aggregates(rows: Sequence[Mapping[str, Any]], sensors: int) -> dict[str, Any
     return {"miou_avg": mean_of([m for _, m in known]), "miou_e": {str(p): expected(p) for p in CHANCES}}
 
 
-def filled(batch: Batch, model: MLESAM, modalities: Sequence[str]) -> Batch:
+def filled(batch: Batch, model: Encoder, modalities: Sequence[str]) -> Batch:
     """The batch with zeros for every sensor that a frame lacks."""
     everyone = torch.arange(len(batch), device=next(iter(batch.images.values())).device)
     images = {}
@@ -79,19 +78,23 @@ class EntireMissing(Protocol):
         ]
         self._zeros: dict[tuple[int, int], Features] = {}
 
-    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
+    def features(self, model: Encoder, batch: Batch) -> Iterator[tuple[int, Features]]:
         clean = model.encode(filled(batch, model, self.modalities))
-        zeros = self._zero(model, batch)
+        zeros = self._zero(model, batch, clean.size)
         for i, row in enumerate(self.rows):
             yield i, Features.join([zeros, clean.select(row.present)])
 
-    def _zero(self, model: MLESAM, batch: Batch) -> Features:
-        """Zeros are the same for all frames of one size: they go through the trunk once."""
-        if batch.size not in self._zeros:
+    def _zero(self, model: Encoder, batch: Batch, seen: tuple[int, int]) -> Features:
+        """Zeros are the same for all frames, views and windows of one size: they go through the trunk once.
+
+        Args:
+            seen: height and width of what the trunk sees of the batch.
+        """
+        if seen not in self._zeros:
             image = next(iter(batch.images.values()))
             one = {m: image.new_zeros(1, model.channels[m], *batch.size) for m in self.modalities}
-            self._zeros[batch.size] = model.encode(Batch.of(one))
-        one, count = self._zeros[batch.size], len(batch)
+            self._zeros[seen] = model.encode(Batch.of(one))
+        one, count = self._zeros[seen], len(batch)
         everyone = torch.arange(count, device=one.levels[0].device)
         segments = tuple(Segment(s.modality, i * count, (i + 1) * count) for i, s in enumerate(one.segments))
         levels = tuple(level.repeat_interleave(count, dim=0) for level in one.levels)
@@ -119,7 +122,7 @@ class RandomMissing(Protocol):
             for drop, s in chosen
         ]
 
-    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
+    def features(self, model: Encoder, batch: Batch) -> Iterator[tuple[int, Features]]:
         whole = filled(batch, model, self.modalities)
         clean = model.encode(whole)
         part = {}
@@ -177,7 +180,7 @@ class Noisy(Protocol):
         self.rows = [Row(n, everyone, details={"fault": "noise", "severity": n}) for n in LEVELS]
         self.rows.append(Row("clean", everyone, details={"fault": None, "severity": None}, reference=True))
 
-    def features(self, model: MLESAM, batch: Batch) -> Iterator[tuple[int, Features]]:
+    def features(self, model: Encoder, batch: Batch) -> Iterator[tuple[int, Features]]:
         for i, name in enumerate(LEVELS):
             images = {m: self._changed(x, m, name, batch) for m, x in batch.images.items()}
             yield i, model.encode(replace(batch, images=images))

@@ -13,7 +13,7 @@ import mlesam
 from mlesam.errors import MlesamError, RequestError
 from mlesam.evaluation import sections
 from mlesam.evaluation.about import headline
-from mlesam.evaluation.evaluate import Evaluation, evaluate, open_split, store
+from mlesam.evaluation.evaluate import Evaluation, evaluate, store
 from mlesam.evaluation.facts import (
     Facts,
     read_log,
@@ -24,6 +24,7 @@ from mlesam.evaluation.facts import (
 )
 from mlesam.evaluation.gallery import draw
 from mlesam.evaluation.markup import Html, h, join
+from mlesam.evaluation.scored import open_split
 from mlesam.evaluation.tiles import hero
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import Run

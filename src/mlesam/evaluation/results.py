@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from mlesam.data.dataset import Frame
 from mlesam.evaluation.metrics import mean_iou, number, scores
 from mlesam.evaluation.protocols import Condition, Protocol
+from mlesam.evaluation.views import described
 
 
 def metrics(
@@ -23,11 +24,17 @@ def metrics(
     classes: Sequence[str],
     seed: int,
     about: str | None = None,
+    special: Mapping[str, Any] | None = None,
+    reached: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
     """The content of ``metrics.json``: over all frames, and again for each tag over its own frames.
 
     The last condition is the one with all sensors: ``confusion`` (C x C counts, rows truth), ``frame_miou`` (by frame id) and,
     where the protocol looks at the confidence, ``reliability`` are its.
+
+    Args:
+        special: fields that say how the evaluation differs from the plain one, such as ``views``.
+        reached: the classes that can be scored, where the dataset has others than the model (:func:`class_iou`).
     """
     everything = np.ones(len(frames), dtype=bool)
     tags = sorted({tag for frame in frames for tag in frame.tags})
@@ -40,15 +47,17 @@ def metrics(
         "classes": list(classes),
         "protocol": protocol.name,
         "seed": seed,
-        **_table(protocol, conditions, everything, classes, modalities, None),
+        **(special or {}),
+        **_table(protocol, conditions, everything, classes, modalities, None, reached),
         "tags": {},
     }
     for tag in tags:
         own = np.array([tag in frame.tags for frame in frames])
-        result["tags"][tag] = {"frames": int(own.sum()), **_table(protocol, conditions, own, classes, modalities, tag)}
+        table = _table(protocol, conditions, own, classes, modalities, tag, reached)
+        result["tags"][tag] = {"frames": int(own.sum()), **table}
     full = conditions[-1]
     result["frame_miou"] = {
-        frame.id: number(float(value)) for frame, value in zip(frames, mean_iou(full.confusions), strict=True)
+        frame.id: number(float(value)) for frame, value in zip(frames, mean_iou(full.confusions, reached), strict=True)
     }
     result["confusion"] = full.confusions.sum(axis=0, dtype=np.int64).tolist()
     if full.confidences is not None:
@@ -63,11 +72,12 @@ def _table(
     classes: Sequence[str],
     modalities: Sequence[str],
     tag: str | None,
+    reached: Sequence[bool] | None,
 ) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for condition in conditions:
         chosen = own & condition.counted
-        score = scores(condition.confusions[chosen].sum(axis=0, dtype=np.int64), classes)
+        score = scores(condition.confusions[chosen].sum(axis=0, dtype=np.int64), classes, reached)
         # A frame that lacks a sensor gives it no trust, so the means of a row sum to 1 as each frame's shares do.
         mean = condition.shares[chosen].mean(axis=0) if chosen.any() else np.full(len(modalities), np.nan)
         given = condition.row.sensors
@@ -83,6 +93,26 @@ def _table(
     known = [miou for miou in tested if miou is not None]
     summary = {"mean": mean_of(known), "full": full, "worst": min(known, default=None)}
     return {"results": rows, "summary": {**summary, **protocol.summary(rows)}}
+
+
+def title(metrics: Mapping[str, Any]) -> str:
+    """What a number of this result depends on, in one line."""
+    frames = f"{metrics['frames']} frames"
+    if "split_frames" in metrics:
+        frames = f"part of the split: {metrics['frames']} of {metrics['split_frames']} frames"
+    words = [metrics["dataset"], f"split {metrics['split']}", frames, f"protocol {metrics['protocol']}"]
+    if "published_noise" in metrics:
+        words.append(f"published noise on batches of {metrics['published_noise']}")
+    if "views" in metrics:
+        words.append(described(metrics["views"]))
+    if "class_map" in metrics:
+        words.append(f"class map {metrics['class_map']['name']}")
+    if "miniature" in metrics:
+        words.append(MINIATURE)
+    return ", ".join(words)
+
+
+MINIATURE = "miniature: numbers for the machinery only"
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlesam.evaluation.results import title
+
 MOST_TAGS = 4
 SHOWN = (3, 5)
 """Severities of the matrix of faults."""
@@ -16,12 +18,9 @@ SHOWN = (3, 5)
 
 def table(metrics: dict[str, Any], console: Console) -> None:
     """One result, in the form that its protocol can be read in, and what it comes to in one line."""
-    title = (
-        f"{metrics['dataset']}, split {metrics['split']}, {metrics['frames']} frames, protocol {metrics['protocol']}"
-    )
     protocol, summary = metrics["protocol"], metrics["summary"]
     show = {"rmm": _drops, "faults": _faults}.get(protocol, _rows)
-    console.print(show(metrics, escape(title), console))
+    console.print(show(metrics, escape(title(metrics)), console))
     means = {
         "subsets": ("mean over subsets", "worst subset"),
         "cases": ("mean over cases", "worst case"),
