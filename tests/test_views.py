@@ -205,7 +205,8 @@ def test_the_trust_in_a_sensor_is_the_mean_over_the_views(model: MLESAM, batch: 
 @torch.inference_mode()
 def test_a_frame_that_is_its_own_mirror_image_gets_an_answer_that_is_too(model: MLESAM, batch: Batch) -> None:
     images = {m: (x + x.flip(-1)) / 2 for m, x in batch.images.items()}
-    viewer = Viewer(model, Views((1.0, 1.25), flip=True), SPECS)
+    # Twice the size: taking whole pixels for others leaves some between two and rounds them up, which is not symmetric.
+    viewer = Viewer(model, Views((1.0, 2.0), flip=True), SPECS)
     outputs = [model.decode(look.encode(Batch.of(images))) for group in viewer.looks(SIZE) for look in group]
     once = model(images).logits.softmax(dim=1)
     both = viewer.merged(outputs, SIZE, SIZE)[0].softmax(dim=1)
