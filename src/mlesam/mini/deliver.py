@@ -25,6 +25,7 @@ from mlesam.mini.scene import Instant, View, instant, small_objects, table
 from mlesam.world import sensors
 from mlesam.world.devices import LidarModel
 from mlesam.world.draws import Draws
+from mlesam.world.geometry import Camera
 from mlesam.world.render import INSTANT
 
 WEATHERS = ("cloud", "fog", "night", "rain", "sun")
@@ -119,7 +120,8 @@ def at(shot: Shot) -> Instant:
     return instant(shot.key, "sun" if dark else shot.weather, dark, shot.ahead)
 
 
-def camera(now: Instant, seconds: float = 0.0):
+def camera(now: Instant, seconds: float = 0.0) -> Camera:
+    """Where the camera is, or was a moment before."""
     return now.camera((SMALL, SMALL), FOCAL * SMALL, PITCH, seconds=seconds)
 
 

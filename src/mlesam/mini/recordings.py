@@ -38,6 +38,8 @@ AZIMUTHS, BINS, BIN = 400, 7536, 0.0438
 """The radar's directions, and its range bins with their length in metres: bin k ends at (k + 1) * BIN, 330 m in all."""
 TURN = 0.25
 """Seconds of one turn of the radar."""
+SPECKLED = 4000
+"""Bins with noise; without any beyond, files stay small."""
 HEAD = 11
 """Rows before the first bin: seconds, nanoseconds, sweep counter, valid flag."""
 ELEVATIONS = (-8.0, -5.0, -3.0, -1.5, -0.5, 0.5, 2.0)
@@ -70,7 +72,7 @@ def lidar(now: Instant, seconds: float, draws: Draws) -> np.ndarray:
     late = np.linspace(-SWEEP / 2, SWEEP / 2, COLUMNS)[None, :] + np.zeros((ROWS, 1))
     seen = now.cast(LIDAR, rays, late)
     shape = seen.distance.shape
-    distance = seen.hits.depth.astype(np.float64)
+    distance = np.where(seen.hits.part == SKY, 0.0, seen.hits.depth)
     strength = seen.infrared * (0.3 + 0.7 * seen.facing) * clearness(2 * now.air.haze, seen.distance)
     back = strength / (seen.distance * seen.distance + 1) * 2600 * (0.6 + draws.uniforms(*shape)) > 1
     back &= (draws.uniforms(*shape) > 0.02 + 0.25 * now.air.wet) & (seen.hits.part != SKY)
@@ -106,9 +108,9 @@ def radar(now: Instant, microseconds: int, draws: Draws) -> np.ndarray:
     seen = now.cast(RADAR, rays, late[None, :] + np.zeros_like(up))
     strongest = np.array([ECHO.get(thing, 0) for thing in THINGS], dtype=np.float64)[now.things(seen)]
     echo = np.clip(strongest * (0.6 + 0.4 * seen.facing) - 0.4 * seen.distance, 0, 255)
-    power = draws.uniforms(AZIMUTHS, BINS)
-    power = np.where(power < 0.05, 4 + 700 * power, 0)  # speckle below 40
-    power[:, 4000:] = 0
+    power = np.zeros((AZIMUTHS, BINS))
+    speckle = draws.uniforms(AZIMUTHS, SPECKLED)
+    power[:, :SPECKLED] = np.where(speckle < 0.05, 4 + 700 * speckle, 0)  # below 40
     columns = np.broadcast_to(np.arange(AZIMUTHS), up.shape)
     cells = np.rint(seen.distance / BIN).astype(np.int64) - 1
     for wide, across in ((0, 1.0), (-1, 0.6), (1, 0.6)):  # the beam is 1.8 degrees wide
