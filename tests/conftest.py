@@ -74,3 +74,29 @@ def trained_for_a_moment(root: Path, tags: Mapping[str, Sequence[str]] | None = 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "data")
+
+
+def _miniature(name: str, factory: pytest.TempPathFactory) -> Path:
+    from mlesam.mini import write_mini
+
+    root = factory.mktemp("mini") / name
+    write_mini(name, root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def deliver_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature of DELIVER. Tests that change files copy them first."""
+    return _miniature("deliver", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def muses_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature of MUSES. Tests that change files copy them first."""
+    return _miniature("muses", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def mcubes_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature of MCubeS. Tests that change files copy them first."""
+    return _miniature("mcubes", tmp_path_factory)
