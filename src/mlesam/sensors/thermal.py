@@ -45,7 +45,8 @@ class Planck:
 def linear_temperature(counts: np.ndarray, scale: float = 0.01, offset: float = -ZERO_CELSIUS) -> np.ndarray:
     """Counts that are linear in temperature to degrees Celsius: scale x counts + offset.
 
-    FLIR's TLinear: 0.01 K per count (Lepton, Duo) or 0.04 K (Ax5 and Duo Pro R at high resolution; 0.4 K at low), from absolute zero.
+    FLIR's TLinear: 0.01 K per count (Lepton, Duo) or 0.04 K (Ax5 and Duo Pro R at high resolution; 0.4 K at low), from
+    absolute zero.
 
     Returns:
         Float32 of the same shape. Counts of 0 say that nothing was measured and become NaN.
