@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from mlesam.errors import DataError, RequestError
+from mlesam.sensors.camera import check_rotation
 from mlesam.sensors.event_files import EVENT, SUFFIXES, read_events
-from mlesam.sensors.pixel_table import PixelTable
+from mlesam.sensors.pixel_table import PixelTable, rectification
 
 STEP = 1 << 15
 """Events handled at a time: what is computed for them stays in the processor's cache."""
@@ -121,8 +123,19 @@ class EventsEncoder:
     """Where an HDF5 file keeps x, y, t, p; ``prophesee/left`` in M3ED."""
     time_unit: float = 1e-6
     """Seconds in one unit of the stored times."""
+    matrix: tuple[tuple[float, float, float], ...] | None = None
+    """3x3 camera matrix of the event camera. With it, events are moved into the rig's camera; None: they lie there already."""
+    distortion: tuple[float, ...] = ()
+    """OpenCV's coefficients of the event camera."""
+    rotation: tuple[tuple[float, float, float], ...] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    """3x3, from the event camera's axes to the rig's camera. Their distance is left out: events have no depth."""
 
     def __post_init__(self) -> None:
+        check_rotation(np.asarray(self.rotation, dtype=np.float64))
+        if self.matrix is not None and np.shape(self.matrix) != (3, 3):
+            raise RequestError(f"matrix has the shape {np.shape(self.matrix)}; a camera matrix is 3x3.")
+        if self.matrix is not None and self.size is None:
+            raise RequestError("matrix is given without size; set size to the event camera's width and height.")
         for name in ("window", "time_unit"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -153,6 +166,11 @@ class EventsEncoder:
             stop: what :meth:`read` was given.
             table: from :func:`mlesam.sensors.pixel_table.rectification`, to move the events to another camera's picture.
         """
+        if table is None and self.matrix is not None and camera is not None:
+            assert self.size is not None
+            table = _table(
+                self.size, self.matrix, self.distortion, self.rotation, camera.size, tuple(map(tuple, camera.matrix))
+            )
         size = (
             self.size or (camera.size if camera is not None else None) or (table.source if table is not None else None)
         )
@@ -167,6 +185,13 @@ class EventsEncoder:
         if self.representation == "counts":
             return polarity_counts(raw, size, start, stop, table)
         return voxel_grid(raw, size, self.bins, start, stop, table)
+
+
+@lru_cache(maxsize=8)
+def _table(size: Any, matrix: Any, distortion: Any, rotation: Any, target: Any, target_matrix: Any) -> PixelTable:
+    """Made once for each pair of cameras."""
+    lens = np.asarray(distortion) if distortion else None
+    return rectification(size, np.asarray(matrix), lens, np.asarray(rotation), target, np.asarray(target_matrix))
 
 
 def _window(events: np.ndarray, start: int | None, stop: int | None) -> tuple[np.ndarray, int, int]:

@@ -13,7 +13,9 @@ import numpy as np
 
 from mlesam.config import build, read_yaml
 from mlesam.errors import DataError, RequestError, did_you_mean
+from mlesam.sensors.archives import AnyPath, any_path, unpacked
 from mlesam.sensors.camera import Camera, Transform
+from mlesam.sensors.events import EventsEncoder
 from mlesam.sensors.points import PointsEncoder
 from mlesam.sensors.projection import Motion
 from mlesam.sensors.radar import RadarEncoder
@@ -43,9 +45,10 @@ class Encoder(Protocol):
 KINDS: dict[str, type[Encoder]] = {
     "points": PointsEncoder,
     "radar": RadarEncoder,
+    "events": EventsEncoder,
 }
 
-MUSES_SIZE = (1920, 1080)
+MUSES_SIZE, MUSES_EVENT_SIZE = (1920, 1080), (1280, 720)
 """Of the pictures that ``calib.json`` of MUSES belongs to; it does not name them."""
 
 
@@ -59,13 +62,13 @@ class Rig:
     """By modality."""
 
     @classmethod
-    def load(cls, path: str | Path) -> Rig:
+    def load(cls, path: str | AnyPath) -> Rig:
         """Read a rig: YAML (docs/sensors/rig.md), or ``calib.json`` as MUSES ships it.
 
         Raises:
             RequestError: no such file, an unknown key or kind, a missing or wrong value; the message names file and key.
         """
-        path = Path(path)
+        path = any_path(path)
         try:
             if path.suffix.lower() == ".json":
                 return _from_muses(_read_json(path))
@@ -90,7 +93,7 @@ class Rig:
             sensors={str(name): _encoder(options, f"sensors.{name}") for name, options in sensors.items()},
         )
 
-    def encode(self, modality: str, recording: np.ndarray | str | Path, motion: Motion | None = None) -> np.ndarray:
+    def encode(self, modality: str, recording: np.ndarray | str | AnyPath, motion: Motion | None = None) -> np.ndarray:
         """A raw recording as a picture that is aligned with the camera's.
 
         Args:
@@ -111,12 +114,16 @@ class Rig:
             raise RequestError(f"the rig has no sensor {modality!r}{did_you_mean(modality, self.sensors)}")
         if motion is not None and not isinstance(encoder, (PointsEncoder, RadarEncoder)):
             raise RequestError(f"{modality} is of the kind {encoder.kind}, which is not corrected for motion.")
-        path = Path(recording) if isinstance(recording, (str, Path)) else None
+        path = None if isinstance(recording, np.ndarray) else any_path(recording)
         if path is not None and path.suffix.lower() not in encoder.suffixes:
             raise RequestError(
                 f"{path} is no recording of the kind {encoder.kind}, which reads {', '.join(encoder.suffixes)}."
             )
-        raw = encoder.read(path) if path is not None else np.asarray(recording)
+        if path is None:
+            raw = np.asarray(recording)
+        else:
+            with unpacked(path) as file:
+                raw = encoder.read(file)
         try:
             if isinstance(encoder, (PointsEncoder, RadarEncoder)):
                 return encoder.encode(raw, self.camera, motion)
@@ -143,7 +150,7 @@ def _encoder(options: Any, where: str) -> Encoder:
     return build(KINDS[kind], options, where)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: AnyPath) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -175,9 +182,13 @@ def _from_muses(calibration: Any) -> Rig:
     radar = {
         **pose("radar2rgb"), "resolution": 0.0438, "ground": -1.62, "first_azimuth": 179.1, "sector": [-60, 60],
     }  # fmt: skip
+    event = {
+        "matrix": entry("intrinsics", "event", "K"), "rotation": pose("event2rgb")["rotation"], "size": MUSES_EVENT_SIZE,
+    }  # fmt: skip
     return Rig(
         camera=build(Camera, camera, "intrinsics.rgb"),
         sensors={
+            "event": build(EventsEncoder, event, "extrinsics.event2rgb"),
             "lidar": build(PointsEncoder, lidar, "extrinsics.lidar2rgb"),
             "radar": build(RadarEncoder, radar, "extrinsics.radar2rgb"),
         },
