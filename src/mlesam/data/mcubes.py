@@ -66,13 +66,13 @@ class McubesFrame(Frame):
         return array[:, LEFT:]
 
     def _valid(self, array: np.ndarray, mask: AnyPath) -> np.ndarray:
-        """(H, W), NaN where the mask is 0: warping left nothing there."""
+        """(H, W), NaN where the mask is white: warping left nothing there."""
         if array.ndim == 3:
             array = array[..., 0]  # grey saved as colour
         if mask.exists():
-            valid = read_array(mask)
-            valid = valid if valid.ndim == 2 else valid[..., :3].max(axis=-1)
-            array = np.where(valid > 0, array, np.float32("nan"))
+            invalid = read_array(mask)
+            invalid = invalid if invalid.ndim == 2 else invalid[..., :3].max(axis=-1)
+            array = np.where(invalid > 0, np.float32("nan"), array)
         return array
 
     def read_label(self, colors: Collection[tuple[int, int, int]] = ()) -> np.ndarray:
