@@ -234,7 +234,7 @@ def _planes(count: int, size: tuple[int, int], table: PixelTable | None):
         index = y.astype(np.int64)
         index *= width
         index += x
-        return index if table is None else table.index[index]
+        return index if table is None else table.index[index].astype(np.int64)
 
     across, down = size if table is None else table.size
     return np.zeros((count, across * down + 1), np.float32), pixels
@@ -244,7 +244,5 @@ def _picture(planes: np.ndarray, size: tuple[int, int], table: PixelTable | None
     width, height = size if table is None else table.size
     planes = planes[:, :-1].reshape(-1, height, width)
     if table is not None:
-        unseen = ~table.seen
-        for plane in planes:
-            np.copyto(plane, np.float32("nan"), where=unseen)
+        planes += np.where(table.seen, np.float32(0), np.float32("nan"))  # a sum is quicker than a masked copy
     return np.moveaxis(planes, 0, -1)

@@ -18,7 +18,7 @@ class PixelTable:
     size: tuple[int, int]
     """(width, height) of the picture that events are moved to."""
     index: np.ndarray
-    """``(source height * source width,)`` int64: row * width + column in that picture; width * height outside of it."""
+    """``(source height * source width,)`` int32: row * width + column in that picture; width * height outside of it."""
     seen: np.ndarray
     """``(height, width)`` bool: where that picture lies in the event camera's field of view."""
 
@@ -131,4 +131,4 @@ def _inside(places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _index(places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     inside = _inside(places, size)
     whole = np.floor(np.where(inside[:, None], places, 0) + 0.5).astype(np.int64)
-    return np.where(inside, whole[:, 1] * size[0] + whole[:, 0], size[0] * size[1])
+    return np.where(inside, whole[:, 1] * size[0] + whole[:, 0], size[0] * size[1]).astype(np.int32)
