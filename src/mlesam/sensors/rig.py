@@ -15,10 +15,14 @@ from mlesam.config import build, read_yaml
 from mlesam.errors import DataError, RequestError, did_you_mean
 from mlesam.sensors.archives import AnyPath, any_path, unpacked
 from mlesam.sensors.camera import Camera, Transform
+from mlesam.sensors.depth import DepthEncoder
 from mlesam.sensors.events import EventsEncoder
 from mlesam.sensors.points import PointsEncoder
+from mlesam.sensors.polarization import PolarizationEncoder
 from mlesam.sensors.projection import Motion
 from mlesam.sensors.radar import RadarEncoder
+from mlesam.sensors.spectral import SpectralEncoder
+from mlesam.sensors.thermal import ThermalEncoder
 
 
 class Encoder(Protocol):
@@ -46,6 +50,10 @@ KINDS: dict[str, type[Encoder]] = {
     "points": PointsEncoder,
     "radar": RadarEncoder,
     "events": EventsEncoder,
+    "depth": DepthEncoder,
+    "thermal": ThermalEncoder,
+    "polarization": PolarizationEncoder,
+    "spectral": SpectralEncoder,
 }
 
 MUSES_SIZE, MUSES_EVENT_SIZE = (1920, 1080), (1280, 720)
