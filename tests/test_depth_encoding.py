@@ -132,6 +132,14 @@ def test_normals_are_those_of_a_plane_fitted_pixel_by_pixel(radius: int) -> None
     assert (np.isnan(normals[9, 12]).all()) == (radius == 1)
 
 
+def test_pixels_on_one_slanted_line_carry_no_plane() -> None:
+    depth = np.zeros((HEIGHT, WIDTH))
+    steps = np.arange(80)
+    depth[steps, steps + 20] = ROOM[steps, steps + 20]
+    depth[steps[:40] * 2, steps[:40]] = ROOM[steps[:40] * 2, steps[:40]]
+    assert np.isnan(normals_of(depth[:, 60:], MATRIX, 3)).all()
+
+
 @pytest.mark.parametrize(("pitch", "roll"), [(0, 0), (8, 5), (-20, 10), (30, -15)])
 def test_gravity_is_found_from_floors_and_walls(pitch: float, roll: float) -> None:
     depth, _, turn = room(pitch, roll)

@@ -222,6 +222,12 @@ def test_the_encoder_chooses_bands_in_three_ways(tmp_path: Path) -> None:
     np.testing.assert_allclose(two.encode(two.read(path)), grouped(expected[..., :6], 2))
 
 
+def test_a_reflectance_scale_factor_divides(tmp_path: Path) -> None:
+    path = write_envi(tmp_path / "a.hdr", VALUES * 100, code=2, reflectance_scale_factor="10000")
+    encoder = build(SpectralEncoder, {"bands": [2], "scale": 0.5})
+    np.testing.assert_allclose(encoder.encode(encoder.read(path))[..., 0], VALUES[..., 1] / 200, rtol=1e-6)
+
+
 def test_references_turn_counts_into_reflectances(tmp_path: Path) -> None:
     white, dark = np.full((3, WIDTH, BANDS), 220), np.full((2, WIDTH, BANDS), 20)
     white[:, 1] = 120
