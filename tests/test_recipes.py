@@ -139,7 +139,8 @@ def test_the_documented_command_line_is_the_method_as_published() -> None:
     words = line.split()
     changed = {key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)}
     loaded = load_recipe(path("deliver_rgb-depth"), changed)
-    assert not (loaded.model.align or loaded.model.rescale or loaded.model.reliability)
+    chosen = (loaded.model.align, loaded.model.rescale, loaded.model.reliability)
+    assert chosen == (False, False, False)
     assert loaded.training.modality_dropout == 0
 
 
