@@ -119,7 +119,10 @@ def main() -> None:
         print(found, flush=True)
     result = {
         "name": "estimate", "command": "python benchmarks/estimate.py", **conditions(), "seed": 0,
-        "conditions": {"threads": 1, "seconds": "processor time", "classes": CLASSES, "rank": 32, "training.subsets": 2, "pictures": "random"},
+        "conditions": {
+            "threads": 1, "seconds": "processor time", "pictures": "random", "classes": CLASSES, "rank": 32,
+            "training.subsets": 2,
+        },
         "results": rows + recipes,
     }  # fmt: skip
     replace_file(options.result, json.dumps(result, indent=2) + "\n")

@@ -206,6 +206,23 @@ def test_it_measures_a_frame_that_has_every_sensor(tmp_path: Path) -> None:
     assert broken.frame > 1.2 * sound.frame
 
 
+def test_a_gpu_that_is_too_small_is_measured_on_small_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tried = dry_run.estimate, []
+
+    def short(*words: Any) -> Estimate:
+        tried.append(words[3])
+        if words[3] == 256:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*words)
+
+    monkeypatch.setattr(dry_run, "estimate", short)
+    data = f"folder:{write_dataset(tmp_path / 'data')}"
+    prepared = prepare(load_recipe(None, {**SMALL, "data.crop": "256", "data.dataset": data}))
+    found = dry_run.take_steps(prepared, prepared.model(), False)
+    assert tried == [256, 128]
+    assert (found.crop, found.measured) == (256, 128)
+
+
 def test_a_loss_that_is_no_number_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from io import StringIO
 

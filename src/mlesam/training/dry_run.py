@@ -91,7 +91,12 @@ def take_steps(prepared: Prepared, model: MLESAM, autocast: bool) -> Estimate:
     batches = [Batch.stack(samples[:count]).to(device) for count in (1, 2)]
     side = measuring_crop(model.foundation, len(batches[0].modalities), data.crop, device.type)
     step = Step(model, prepared.recipe.training).train()
-    found = estimate(step, batches, data.crop, side, autocast)
+    try:
+        found = estimate(step, batches, data.crop, side, autocast)
+    except torch.OutOfMemoryError:  # a GPU that two such frames do not fit
+        side = min(side, model.foundation.tile)
+        step.zero_grad(set_to_none=True)
+        found = estimate(step, batches, data.crop, side, autocast)
     if prepared.val:
         index = fullest(prepared.val, tuple(prepared.sensors))
         whole = _read(EvaluationFrames(prepared.val, prepared.sensors, prepared.classes, data.resize)[index])
