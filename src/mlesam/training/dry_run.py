@@ -145,8 +145,8 @@ def say_data(prepared: Prepared, summary: Summary, report: Progress) -> None:
     report.say(f"{len(names)} classes: {', '.join(names)}")
     epochs = config.steps * config.batch / len(prepared.train)
     report.say(
-        f"{config.steps:,} steps of {config.batch} frames, {epochs:,.1f} epochs of {len(prepared.train):,} train frames; "
-        f"{len(prepared.val):,} val frames"
+        f"{counted(config.steps, 'step')} of {counted(config.batch, 'frame')}, {epochs:,.1f} epochs of "
+        f"{counted(len(prepared.train), 'train frame')}; {counted(len(prepared.val), 'val frame')}"
     )
 
 

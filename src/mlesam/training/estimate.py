@@ -48,7 +48,7 @@ class Estimate:
             and AdamW's two moments, in float32.
         fixed, frame: bytes kept for the backward pass, whatever the batch, and for each further frame of a micro-batch.
         seconds: of forward and backward pass, for each frame.
-        loss: of the last measured step.
+        loss: of the step on two frames.
     """
 
     crop: int
@@ -111,7 +111,8 @@ def estimate(step: Step, frames: Sequence[Batch], crop: int, measured: int, auto
         optimizer=2 * trained,
         fixed=max(0, one.saved - added),
         frame=round(added * growth),
-        seconds=two.seconds / 2 * growth,  # the first step also paid for what is set up once
+        # The first step also pays for what is set up once, and either may be held up by other work.
+        seconds=min(one.seconds, two.seconds / 2) * growth,
         loss=two.loss,
     )
 
