@@ -73,7 +73,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
     train.add_argument("--init", type=Path, metavar="RUN", help="start from a trained run with other classes")
     train.add_argument("--extend", type=Path, metavar="RUN", help="add the data's further sensors to a trained run")
-    train.add_argument("--dry-run", action="store_true", help="check data and model, take one step in memory, stop")
+    train.add_argument("--dry-run", action="store_true", help="check data and model, say what it will take, stop")
 
     ablate = command(
         "ablate",
