@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conditions import ROOT, command, conditions
+from conditions import ROOT, conditions
 from mlesam.data.loading import EvaluationFrames, batches, evaluation_loader
 from mlesam.evaluation.calibrate import fit
 from mlesam.evaluation.confidence import BINS, calibration_error, histogram
@@ -102,7 +102,12 @@ def main() -> None:
         print(
             f"{way:<26}{errors[-1]:>10.1f}{np.mean(errors):>8.1f}{max(errors):>8.1f}{np.mean([r['nll'] for r in own]):>11.3f}"
         )
-    result = {"name": "confidence", "command": command("confidence"), **conditions(), "seed": run.recipe.seed}
+    result = {
+        "name": "confidence",
+        "command": "python benchmarks/confidence.py RUN",
+        **conditions(),
+        "seed": run.recipe.seed,
+    }
     facts = {"recipe": run.recipe.name, "steps": run.recipe.training.steps, "split": "test", "results": rows}
     replace_file(options.result, json.dumps({**result, **facts}, indent=1) + "\n")
 

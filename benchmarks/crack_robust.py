@@ -17,7 +17,7 @@ import numpy as np
 
 from conditions import ROOT, command, conditions, options_of, shortened
 from experts import PAPER, SEEDS, say, stop_on
-from intervals import score
+from intervals import estimate, signed
 from mlesam.evaluation.evaluate import Evaluation, evaluate
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.run import Run
@@ -38,20 +38,19 @@ VARIANTS = {
 }
 
 
-def rows_of(name: str, found: dict[int, Evaluation]) -> list[dict[str, Any]]:
-    """A row for each subset and light, means over the seeds."""
+def rows_of(name: str, found: dict[int, Evaluation], before: dict[int, Evaluation]) -> list[dict[str, Any]]:
+    """A row for each subset and light, means over the seeds, and the difference to ``before``, paired by seed and frame."""
     first = next(iter(found.values()))
     dark = np.array(["dark" in frame.tags for frame in first.frames])
     rows = []
     for light, chosen in (("all", np.ones_like(dark)), ("bright", ~dark), ("dark", dark)):
         for i, condition in enumerate(first.conditions):
-            own = [e.conditions[i] for e in found.values()]
-            scores = [score([c.confusions[chosen]]) for c in own]
-            shares = np.mean([c.shares[chosen].mean(axis=0) for c in own], axis=0)
+            own, other = ({str(s): [e.conditions[i].confusions[chosen]] for s, e in x.items()} for x in (found, before))
+            shares = np.mean([e.conditions[i].shares[chosen].mean(axis=0) for e in found.values()], axis=0)
             rows.append(
                 {
                     "name": name, "light": light, "present": list(condition.present), "frames": int(chosen.sum()),
-                    "miou": round(float(np.mean(scores)), 4), "by_seed": [round(s, 4) for s in scores],
+                    **estimate(own, None if found is before else other),
                     "weights": {m: round(float(w), 4) for m, w in zip(first.metrics["modalities"], shares, strict=True)},
                 }
             )  # fmt: skip
@@ -61,11 +60,14 @@ def rows_of(name: str, found: dict[int, Evaluation]) -> list[dict[str, Any]]:
 def summary(rows: list[dict[str, Any]]) -> str:
     value = {(r["name"], r["light"], "+".join(r["present"])): r for r in rows}
     lines = [
-        "| sensors | " + " | ".join(f"{light}, {name}" for light in ("bright", "dark") for name in VARIANTS) + " |"
+        "| sensors | " + " | ".join(f"{light}, before | after | difference" for light in ("bright", "dark")) + " |",
+        f"|---|{'--:|' * 6}",
     ]
-    lines.append(f"|---|{'--:|' * 4}")
     for subset in dict.fromkeys("+".join(r["present"]) for r in rows):
-        cells = [f"{100 * value[n, light, subset]['miou']:.1f}" for light in ("bright", "dark") for n in VARIANTS]
+        cells = []
+        for light in ("bright", "dark"):
+            pair = [value[name, light, subset] for name in VARIANTS]
+            cells += [*(f"{100 * row['miou']:.1f}" for row in pair), signed(pair[1])]
         lines.append(f"| {subset.replace('+', ' + ')} | {' | '.join(cells)} |")
     full = "+".join(rows[-1]["present"])
     for name in VARIANTS:
@@ -85,10 +87,11 @@ def main() -> None:
     axes = {"variant": VARIANTS, "seed": {seed: {"seed": seed} for seed in SEEDS}}
     cells = plan(RECIPE, base, axes, options.runs)
     stop_on(run_all(cells, options.jobs, say))
-    rows: list[dict[str, Any]] = []
-    for name in VARIANTS:
-        own = [cell for cell in cells if cell.labels["variant"] == name]
-        rows += rows_of(name, {cell.recipe.seed: evaluate(Run.load(cell.path), split="test") for cell in own})
+    found: dict[str, dict[int, Evaluation]] = {}
+    for cell in cells:
+        tested = evaluate(Run.load(cell.path), split="test")
+        found.setdefault(cell.labels["variant"], {})[cell.recipe.seed] = tested
+    rows = [row for name, own in found.items() for row in rows_of(name, own, found[BEFORE])]
     content = {
         "name": "crack-robust", "command": command("crack_robust"), **conditions(), "seeds": [int(s) for s in SEEDS],
         "conditions": {

@@ -58,11 +58,11 @@ QUESTIONS = {
     "routing, all as in the paper, one seed": Question({
         "mean + routed": PUBLISHED, "mean alone": {**PUBLISHED, **MEAN}, "routed alone": {**PUBLISHED, **ROUTED},
     }, ONE_SEED),
-    "heads, trained so, one seed": Question({
+    "heads, trained so": Question({
         "both": {},
         "mask head alone": {"training.pyramid_loss": "0", "model.combine": "mask"},
         "pyramid head alone": {"training.mask_loss": "0", "model.combine": "pyramid"},
-    }, ONE_SEED),
+    }),
     "heads, both trained, who answers": Question(
         {"mean of logits": {}},
         answers={"mean of probabilities": "probabilities", "mask head": "mask", "pyramid head": "pyramid"},
@@ -72,8 +72,8 @@ QUESTIONS = {
         "one per frame": {},
         "one per frame, not rescaled": {"model.rescale": "false"},
         "none (mean)": MEAN,
+        "one per pixel": {"model.router": "pixel"},
     }),
-    "weights, one seed": Question({"one per frame": {}, "one per pixel": {"model.router": "pixel"}}, ONE_SEED),
 }  # fmt: skip
 """``k = 4`` of four sensors is ``all four``, to the bit."""
 

@@ -74,3 +74,36 @@ def trained_for_a_moment(root: Path, tags: Mapping[str, Sequence[str]] | None = 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "data")
+
+
+def _miniature(name: str, factory: pytest.TempPathFactory, worker: str) -> Path:
+    """One for all processes of a run: the first that asks writes it, whole or not at all, and the others wait."""
+    from filelock import FileLock
+
+    from mlesam.mini import write_mini
+
+    base = factory.getbasetemp()
+    root = (base if worker == "master" else base.parent) / "mini" / name
+    root.parent.mkdir(exist_ok=True)
+    with FileLock(f"{root}.lock"):
+        if not root.is_dir():
+            write_mini(name, root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def deliver_mini(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A miniature of DELIVER. Tests that change files copy them first."""
+    return _miniature("deliver", tmp_path_factory, worker_id)
+
+
+@pytest.fixture(scope="session")
+def muses_mini(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A miniature of MUSES. Tests that change files copy them first."""
+    return _miniature("muses", tmp_path_factory, worker_id)
+
+
+@pytest.fixture(scope="session")
+def mcubes_mini(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A miniature of MCubeS. Tests that change files copy them first."""
+    return _miniature("mcubes", tmp_path_factory, worker_id)

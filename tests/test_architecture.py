@@ -17,7 +17,7 @@ SOURCE = Path(mlesam.__file__).parent
 LAYERS = {
     "cli": 0, "arguments": 0, "__main__": 0, "doctor": 0, "demo": 0,
     "serving": 1, "training": 1, "bench": 1,
-    "evaluation": 2, "inference": 2, "checks": 2,
+    "evaluation": 2, "inference": 2, "checks": 2, "mini": 2,
     "model": 3, "data": 3,
     "world": 3.5,
     "sensors": 4,

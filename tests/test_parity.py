@@ -85,8 +85,10 @@ def test_a_checkpoint_of_this_size_gives_the_numbers_of_transformers(shared: Pat
     state = lively_state(shared, size)
     torch.save({"model": state}, tmp_path / "sam2.pt")
     loaded = load_foundation(str(tmp_path / "sam2.pt"))
-    foundation, oracle = loaded.foundation, of_transformers(shared, state, preset_config(size))
-    head = MaskHead(loaded.decoder, 4)
+    # In double precision: in single, weights this lively let the rounding of two CPUs differ by up to 0.004.
+    foundation, oracle = loaded.foundation.double(), of_transformers(shared, state, preset_config(size)).double()
+    state = {key: value.double() for key, value in state.items()}
+    head = MaskHead(loaded.decoder, 4).double()
     head.mask_tokens.weight.copy_(state["sam_mask_decoder.mask_tokens.weight"])  # without the noise of the copies
     decoder = oracle.mask_decoder
     decoder.dynamic_multimask_via_stability = False
@@ -96,17 +98,17 @@ def test_a_checkpoint_of_this_size_gives_the_numbers_of_transformers(shared: Pat
     )
     torch.manual_seed(0)
     for height, width in SIZES:
-        images = torch.randn(2, 3, height, width)
+        images = torch.randn(2, 3, height, width, dtype=torch.float64)
         stages.clear()
         maps = list(oracle.vision_encoder(images).fpn_hidden_states)
         ours = foundation.stages(images)
-        y, x = ((torch.arange(n // 16) + 0.5) / (n // 16) for n in (height, width))
+        y, x = ((torch.arange(n // 16, dtype=torch.float64) + 0.5) / (n // 16) for n in (height, width))
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
         masks = [
             decoder(
                 image_embeddings=maps[2] + state["no_mem_embed"].reshape(1, -1, 1, 1),
                 image_positional_embeddings=oracle.shared_image_embedding(grid).permute(2, 0, 1).expand(2, -1, -1, -1),
-                sparse_prompt_embeddings=torch.zeros(2, 1, 0, 256),
+                sparse_prompt_embeddings=torch.zeros(2, 1, 0, 256, dtype=torch.float64),
                 dense_prompt_embeddings=state["sam_prompt_encoder.no_mask_embed.weight"].reshape(1, -1, 1, 1),
                 multimask_output=several,
                 high_resolution_features=[decoder.conv_s0(maps[0]), decoder.conv_s1(maps[1])],

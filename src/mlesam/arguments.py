@@ -53,6 +53,14 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     world.add_argument("--weather", metavar="NAME", help="day, night, fog, rain or glare (default: all by turns)")
     world.add_argument("--hyperspectral", action="store_true", help="a 16-band camera as a sixth sensor")
 
+    mini = command(
+        "mini", "Write a miniature of a benchmark: its exact layout and encodings, with frames of the procedural world."
+    )
+    mini.add_argument("name", metavar="NAME", help="deliver, muses or mcubes")
+    mini.add_argument("out", type=Path, metavar="DIR")
+    mini.add_argument("--seed", type=int, default=0, metavar="S", help="streets and everything drawn at random (0)")
+    mini.add_argument("--projected", metavar="KIND", help="muses: the SDK's projections too: png, npz or npy (1.4 GB)")
+
     train = command(
         "train",
         "Train a segmenter and write a run.",
@@ -65,7 +73,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
     train.add_argument("--init", type=Path, metavar="RUN", help="start from a trained run with other classes")
     train.add_argument("--extend", type=Path, metavar="RUN", help="add the data's further sensors to a trained run")
-    train.add_argument("--dry-run", action="store_true", help="check data and model, take one step in memory, stop")
+    train.add_argument("--dry-run", action="store_true", help="check data and model, say what it will take, stop")
 
     ablate = command(
         "ablate",

@@ -63,8 +63,8 @@ def _run(words: list[str]) -> int:
     known, others = _split(words, {*parser._option_string_actions, *commands[first]._option_string_actions})
     options = parser.parse_args(known)
     run = {
-        "demo": _demo, "world": _world, "train": _train, "evaluate": _evaluate, "report": _report, "predict": _predict,
-        "export": _export, "doctor": _doctor, "ablate": _ablate,
+        "demo": _demo, "world": _world, "mini": _mini, "train": _train, "evaluate": _evaluate, "report": _report,
+        "predict": _predict, "export": _export, "doctor": _doctor, "ablate": _ablate,
     }[first]  # fmt: skip
     return run(options, others, f"mlesam {shlex.join(words)}")
 
@@ -147,6 +147,22 @@ def _world(options: argparse.Namespace, others: dict[str, str], command: str) ->
     console.print(
         f"{chosen.frames} frames in {options.out}, {rate:.0f} a second (world version {about['world_version']}, frames sha256 "
         f"{str(about['frames_sha256'])[:12]}); next: mlesam train --data folder:{options.out}",
+        soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
+    return 0
+
+
+def _mini(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    _nothing_left(others, "mini")
+    from mlesam.mini import write_mini
+
+    console = _console()
+    with _counting(console, "rendering") as advance:
+        written = write_mini(options.name, options.out, options.seed, options.projected, advance)
+    frames = ", ".join(f"{split} {count}" for split, count in written.frames.items())
+    console.print(
+        f"a miniature of {options.name} in {options.out}: {frames} frames, {written.bytes / 1e6:.0f} MB; "
+        f"next: mlesam doctor {options.name}:{options.out}",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
     return 0

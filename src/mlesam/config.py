@@ -251,6 +251,10 @@ def build(cls: type, values: Any, where: str = "") -> Any:
     for key in values:
         if key not in known:
             raise RequestError(f"unknown key {_join(where, key)!r}{did_you_mean(key, known)}")
+    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    for key in required:
+        if key not in values:
+            raise RequestError(f"{_join(where, key)} is missing; give it a value.")
     converted = {key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()}
     try:
         return cls(**converted)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mlesam.checks.files import Advance, FrameFacts, read_facts
-from mlesam.checks.findings import Findings, counted, named
+from mlesam.checks.findings import Findings, named
 from mlesam.checks.labels import check_labels
 from mlesam.checks.layout import survey
 from mlesam.checks.values import check_values
@@ -171,14 +171,13 @@ def _check_published(dataset: Dataset, split: str, frames: list[Frame], findings
                 f"{len(lacking)} of {len(frames)} frames of split {split!r} lack {modality}, and all of the published ones have "
                 f"it: {named(lacking)}; unpack it again, or fetch it from {dataset.source}.",
             )
-    for tag, count in dataset.published.get(split, {}).items():
-        found = sum(not tag or tag in f.tags for f in frames)
-        if found != count:
-            which = f" with {tag}" if tag else ""
-            findings.note(
-                "other counts than published",
-                f"split {split!r} has {counted(found, 'frame')}{which}, and {count:,} were published",
-            )
+    counts = [
+        f"{sum(not tag or tag in f.tags for f in frames):,} of {count:,} {tag or 'published frames'}"
+        for tag, count in dataset.published.get(split, {}).items()
+        if sum(not tag or tag in f.tags for f in frames) != count
+    ]
+    if counts:
+        findings.note("other counts than published", f"split {split!r} has {', '.join(counts)}")
 
 
 def _check_sizes(facts: list[FrameFacts], short: Callable[[object], str], findings: Findings) -> None:

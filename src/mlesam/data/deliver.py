@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 
 from mlesam.data.benchmark import Benchmark, Options
@@ -66,19 +67,14 @@ class DeliverFrame(Frame):
         if modality == "event" and "eventlowres" in self.tags:
             reference = self.label if self.label is not None else self.files.get("rgb")
             if reference is not None:
-                array = nearest(array, image_size(reference))
+                height, width = image_size(reference)
+                array = cv2.resize(array, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         return array
 
     def read_label(self, colors: Collection[tuple[int, int, int]] = ()) -> np.ndarray:
         assert self.label is not None
         raw = read_array(self.label)
         return raw if raw.ndim == 2 else raw[..., 0]
-
-
-def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An (H, W[, C]) array at another size (height, width); each pixel is the one that its centre falls into."""
-    rows, columns = ((np.arange(n) * 2 + 1) * have // (2 * n) for n, have in zip(size, array.shape[:2], strict=True))
-    return array[rows[:, None], columns]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ ON_VAL = (
 
 
 class McubesFrame(Frame):
-    """Without the left columns; the angle of polarisation as sine and cosine; no near infrared where its mask has none."""
+    """Fractions of full scale, without the left columns; the angle of polarisation as sine and cosine."""
 
     def read(self, modality: str, channels: int | None = None) -> np.ndarray:
         path = self.files[modality]
@@ -59,20 +59,20 @@ class McubesFrame(Frame):
             array = np.stack([read_array(path, 1), read_array(cosine, 1)], axis=-1)
         else:
             array = read_array(path, channels)
+        if array.dtype.kind == "u":  # 8 and 16 bits stand side by side
+            array = array.astype(np.float32) / np.iinfo(array.dtype).max
         if modality == "nir":
             array = self._valid(array, path.parent.parent / "NIR_warped_mask" / f"{path.stem}.png")
         return array[:, LEFT:]
 
     def _valid(self, array: np.ndarray, mask: AnyPath) -> np.ndarray:
-        """(H, W) fractions of full scale, NaN where the mask is 0: warping left nothing there."""
+        """(H, W), NaN where the mask is white: warping left nothing there."""
         if array.ndim == 3:
             array = array[..., 0]  # grey saved as colour
-        if array.dtype.kind == "u":
-            array = array.astype(np.float32) / np.iinfo(array.dtype).max
         if mask.exists():
-            valid = read_array(mask)
-            valid = valid if valid.ndim == 2 else valid[..., :3].max(axis=-1)
-            array = np.where(valid > 0, array, np.float32("nan"))
+            invalid = read_array(mask)
+            invalid = invalid if invalid.ndim == 2 else invalid[..., :3].max(axis=-1)
+            array = np.where(invalid > 0, np.float32("nan"), array)
         return array
 
     def read_label(self, colors: Collection[tuple[int, int, int]] = ()) -> np.ndarray:

@@ -7,6 +7,7 @@ are projected here, see docs/sensors/. The labels of test are with the benchmark
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,10 +35,12 @@ CLASSES: dict[str, tuple[int, int, int]] = {
 FOLDERS = {"rgb": "frame_camera", "lidar": "lidar", "event": "event_camera", "radar": "radar"}
 SPECS = {
     "lidar": {"channels": 3, "unit": "m, 1, m", "range": [-1000.0, 1000.0], "missing": 0.0, "dtype": "float32"},
-    "radar": {"channels": 2, "unit": "m, 1", "range": [0.0, 1000.0], "missing": 0.0, "dtype": "float32"},
+    "radar": {"channels": 3, "unit": "m, 1, 1", "range": [0.0, 1000.0], "missing": 0.0, "dtype": "float32"},
     "event": {"channels": 2, "unit": "events", "range": [0.0, 255.0], "dtype": "float32"},
 }
 PUBLISHED = {"train": {"": 1500}, "val": {"": 250}, "test": {"": 750}}
+ENLARGED = {"lidar": 2, "radar": 9}
+"""Sides in pixels of a point, as in the official scripts."""
 PROJECTED = "projected_to_rgb"
 SPLITS = ("train", "val", "test")
 WEATHERS, TIMES = ("clear", "fog", "rain", "snow"), ("day", "night")
@@ -62,7 +65,7 @@ class MusesFrame(Frame):
 def decode_projected(path: AnyPath, modality: str) -> np.ndarray:
     """A file of the official projection as (H, W, C) float32; all channels 0 where nothing was measured.
 
-    LiDAR: range (m), intensity, height above the sensor (m). Radar: range (m), intensity. Event: counts of positive and of
+    LiDAR: range (m), intensity, height above the sensor (m). Radar: range (m), intensity, 0. Event: counts of positive and of
     negative events. The PNG files of LiDAR and radar hold (value + 100) * 150 in 16 bits, and all PNG files are written with
     the channels in OpenCV's order, the last one first.
     """
@@ -83,8 +86,7 @@ def decode_projected(path: AnyPath, modality: str) -> np.ndarray:
             f"{path} has the shape {array.shape}, but a projected file has three channels; project it again."
         )
     array = array.astype(np.float32)
-    # Rounding in the codec: 0 was stored as 15000, which is exact, and any other value lies at least 1/150 away from it.
-    return array if modality == "lidar" else array[..., :2]
+    return array[..., :2] if modality == "event" else array
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class MusesOptions(Options):
     """``raw``: the recordings, projected here. ``projected``: the files of the official scripts. ``auto``: for each sensor
     the projected files where there are any."""
     enlarge: bool = True
-    """Points that are projected here grow to the sizes of the official scripts (2, 9 and 2 pixels for LiDAR, radar, events)."""
+    """Points that are projected here grow to the sizes of the official scripts: 2 pixels for LiDAR, 9 for radar."""
 
 
 class Muses(Benchmark):
@@ -127,7 +129,11 @@ class Muses(Benchmark):
     def rig(self) -> Rig:
         """The calibration, which recordings need."""
         assert isinstance(self.options, MusesOptions)
-        return Rig.load(self.root / "calib.json", enlarge=self.options.enlarge)
+        rig = Rig.load(self.root / "calib.json")
+        if not self.options.enlarge:
+            return rig
+        grown = {m: dataclasses.replace(rig.sensors[m], dilate=side) for m, side in ENLARGED.items()}  # type: ignore[type-var]
+        return dataclasses.replace(rig, sensors={**rig.sensors, **grown})
 
     def splits(self) -> tuple[str, ...]:
         return tuple(split for split in SPLITS if (self.root / "frame_camera" / split).is_dir())

@@ -19,6 +19,7 @@ from mlesam.model.run import Run
 from mlesam.sample import Batch, Classes, Prediction, Sample
 from mlesam.sensors.faults import Earlier, SensorFault, break_sample
 from mlesam.sensors.files import channels_last, read_array
+from mlesam.sensors.rig import Rig
 from mlesam.sensors.spec import SensorSpec, canonical_order
 
 
@@ -73,6 +74,7 @@ class Segmenter:
         self,
         inputs: Mapping[str, Any],
         *,
+        calibration: str | Path | Rig | None = None,
         faults: Iterable[SensorFault | str] = (),
         seed: int = 0,
         frame: str = "",
@@ -85,11 +87,14 @@ class Segmenter:
                 for an absent one. Whole numbers are taken as a file stores them. Floating-point values are in the
                 sensor's unit (an rgb array in 0..1); NaN says that nothing was measured. A tensor is ``(C, H, W)`` or
                 ``(H, W)``, an array ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)``.
+            calibration: a rig, or its file (docs/sensors/rig.md). Every sensor that it names is given as it was recorded, as
+                ``points.bin`` or an array of points, and becomes a picture that is aligned with the camera's.
             faults: what is made to go wrong with the sensors, for example ``["rgb:fog:3"]``: docs/protocols.md.
             seed, frame: what the faults' random numbers depend on. earlier: brings earlier frames for faults in time.
 
         Raises:
-            RequestError: no sensor, or one that the model does not have; a fault it cannot have. DataError: unreadable
+            RequestError: no sensor, or one that the model does not have; a fault it cannot have; a wrong calibration.
+            DataError: unreadable
             input, sensors of different size, or none left after the faults.
         """
         given = {m: x for m, x in inputs.items() if x is not None}
@@ -98,7 +103,25 @@ class Segmenter:
                 raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, self.sensors)}")
         if not given:
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.sensors)}.")
-        arrays = {m: _stored_numbers(given[m], m, self.sensors[m].channels) for m in canonical_order(given)}
+        rig = calibration if isinstance(calibration, Rig) or calibration is None else Rig.load(calibration)
+        recorded = {} if rig is None else {m: x for m, x in given.items() if m in rig.sensors}
+        if rig is not None and not recorded:
+            raise RequestError(
+                f"the calibration has {', '.join(rig.sensors)}, and none of them was given; leave it out, or give one of them."
+            )
+        arrays = {
+            m: _stored_numbers(given[m], m, self.sensors[m].channels)
+            for m in canonical_order(given)
+            if m not in recorded
+        }
+        if rig is not None:
+            if (
+                rig.camera is not None and arrays
+            ):  # the other sensors' pictures may be smaller than those of the calibration
+                height, width = next(iter(arrays.values())).shape[:2]
+                rig = rig if rig.camera.size == (width, height) else rig.resized((width, height))
+            encoded = {m: rig.encode(m, x) for m, x in recorded.items()}
+            arrays = {m: encoded[m] if m in encoded else arrays[m] for m in canonical_order(given)}
         names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
         return self._segment(arrays, names, faults, seed, frame, earlier)
 

@@ -43,6 +43,7 @@ class Foundation(nn.Module, ABC):
       rows, in the order of the rows (a row may have become windows side by side); what it returns takes the place of y.
       An ``update`` that returns y changes no bit. Calls in several threads do not meet.
     - :attr:`depth` and :meth:`weight`: the blocks' linear projections, by the names in ``PROJECTIONS``.
+    - :attr:`tile`: sides that fill whole windows.
     - ``no_memory``, ``no_mask``, ``position``: what the mask head adds to the stride-16 map, see below.
     - every parameter frozen but those of ``added``. While it is frozen it runs in evaluation mode, so ``added`` has no dropout.
 
@@ -89,6 +90,12 @@ class Foundation(nn.Module, ABC):
     @abstractmethod
     def weight(self, index: int, name: str) -> Tensor:
         """(outputs, inputs), a projection's weight or its part of a fused one; writing into it changes the trunk."""
+
+    @property
+    @abstractmethod
+    def tile(self) -> int:
+        """Side in pixels, a multiple of ``stride``; at multiples of it no block pads its windows, so that memory and time grow
+        with the number of pixels alone."""
 
     @property
     def projections(self) -> list[dict[str, tuple[int, int]]]:

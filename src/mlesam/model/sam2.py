@@ -40,6 +40,13 @@ _SIZES: dict[str, tuple[int, list[int], list[int], list[int], list[int], list[in
 }
 
 
+HUB_PRESETS = {
+    f"facebook/{version}-hiera-{size.replace('_', '-')}": size
+    for version in ("sam2", "sam2.1") for size in ("tiny", "small", "base_plus", "large")
+}  # fmt: skip
+"""The published SAM2 on the Hub, and the preset that has the same shapes."""
+
+
 def preset_config(name: str) -> Sam2Config:
     """The ``transformers`` configuration of a preset."""
     width, blocks, heads, windows, global_blocks, background, neck = _SIZES[name.removesuffix("-random")]
@@ -88,6 +95,15 @@ class Sam2Foundation(Foundation):
     @property
     def depth(self) -> int:
         return len(self.trunk.blocks)
+
+    @property
+    def tile(self) -> int:
+        sides, stride = [self.stride], 4
+        blocks: Any = self.trunk.blocks
+        for block in blocks:
+            sides.append(block.window_size * stride or stride)  # 0: global attention, which needs no window
+            stride *= 2 if block.query_stride else 1
+        return math.lcm(*sides)
 
     def weight(self, index: int, name: str) -> Tensor:
         block: Any = self.trunk.blocks[index]

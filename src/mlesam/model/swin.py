@@ -99,6 +99,10 @@ class SwinFoundation(Foundation):
         return len(self._blocks)
 
     @property
+    def tile(self) -> int:
+        return self.stride * self.trunk.config.window_size  # whole windows in the last stage, so in all
+
+    @property
     def _blocks(self) -> list[Any]:
         return [block for stage in self.trunk.encoder.layers for block in stage.blocks]  # type: ignore[union-attr]
 

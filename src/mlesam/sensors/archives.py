@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tempfile
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -142,6 +144,24 @@ def below(path: AnyPath, folder: AnyPath) -> PurePosixPath:
 def readable(path: AnyPath) -> Path | io.BytesIO:
     """What decoders take: the path itself, or the bytes of a file inside an archive."""
     return path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+
+
+@contextmanager
+def unpacked(path: AnyPath) -> Iterator[Path]:
+    """A file on disk, for readers that map or seek: the path itself, or a copy of a file inside an archive.
+
+    A DataError that names the copy is raised again with the name in the archive.
+    """
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        try:
+            yield copy
+        except DataError as error:
+            raise DataError(str(error).replace(str(copy), str(path))) from None
 
 
 def open_root(path: Path) -> AnyPath:
