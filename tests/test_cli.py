@@ -238,7 +238,7 @@ def test_a_sensor_that_means_something_else_there_is_refused_and_can_be_left_out
     error = refused(capsys, 2, *words)
     assert "depth of folder:" in error
     assert (
-        "has the unit 'feet', but the run learned it with 'm'; leave it out, for example with --modalities rgb,thermal"
+        "has the unit 'feet', but the run learned it with 'm'; choose those that fit with --modalities rgb,thermal"
         in error
     )
     assert mlesam(capsys, *words, "--modalities", "rgb,thermal")[0] == 0

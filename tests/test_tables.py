@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from mlesam import mini
 from mlesam.config import DataConfig
+from mlesam.data.benchmark import MINIATURE
 from mlesam.data.deliver import CLASSES, Deliver
 from mlesam.data.mcubes import Mcubes
+from mlesam.data.muses import Muses
 from mlesam.errors import RequestError
 from mlesam.evaluation.peers import peers, published, rule
 from mlesam.evaluation.protocols import subsets
@@ -265,20 +268,20 @@ def test_mcubes_reports_its_test_list(tmp_path: Path) -> None:
 
 
 def test_muses_reports_val_since_the_labels_of_test_are_with_the_server(tmp_path: Path) -> None:
-    module = pytest.importorskip("mlesam.data.muses")
     for folder, word in (("frame_camera", "frame_camera"), ("gt_semantic", "gt_labelTrainIds")):
         for split in ("val", "test"):
             place = tmp_path / folder / split / "fog" / "night"
             place.mkdir(parents=True)
             if (folder, split) != ("gt_semantic", "test"):
                 (place / f"REC0_frame_1_{word}.png").write_bytes(b"")
-    dataset = module.Muses(str(tmp_path), DataConfig())
+    dataset = Muses(str(tmp_path), DataConfig())
     assert dataset.default_split() == "val"
-    assert "road" in dataset.about("val")
+    assert "road" in (dataset.about("val") or "")
     assert dataset.about("test") is None
 
 
 def test_a_miniature_says_that_it_is_one_also_inside_an_archive(tmp_path: Path) -> None:
+    assert mini.ABOUT == MINIATURE
     root = deliver(tmp_path / "mini")
     assert not Deliver(str(root), DataConfig()).miniature()
     (root / "MINIATURE.txt").write_text("not the original\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,17 +99,27 @@ def _sensors(
             raise RequestError(f"{run.path} has no sensor {modality!r}{did_you_mean(modality, run.sensors)}")
     chosen = choose_modalities(dataset, modalities) if modalities is not None else tuple(everyone)
     specs = {m: run.sensors[m] for m in chosen}
-    # The run's spec reads the other dataset's files too, so numbers in another unit would pass for its own.
-    for modality, spec in {} if own else specs.items():
-        declared = dataset.sensor(modality)
-        for key, learned in (("unit", spec.unit), ("channels", spec.channels)):
-            if key in declared and declared[key] != learned:
-                rest = ",".join(m for m in chosen if m != modality)
-                raise RequestError(
-                    f"{modality} of {dataset.name} has the {key} {declared[key]!r}, but the run learned it with {learned!r}; "
-                    f"leave it out{f', for example with --modalities {rest}' if rest else ''}."
-                )
+    misfits = {} if own else _misfits(dataset, specs)
+    if misfits:
+        modality, why = next(iter(misfits.items()))
+        rest = ",".join(m for m in specs if m not in misfits)
+        mend = f"choose those that fit with --modalities {rest}" if rest else "no other sensor fits either"
+        raise RequestError(f"{modality} of {dataset.name} {why}; {mend}.")
     return specs
+
+
+def _misfits(dataset: Dataset, specs: Mapping[str, SensorSpec]) -> dict[str, str]:
+    """Sensors that the dataset declares to be something else than what the run learned, and why.
+
+    The run's specs read the other dataset's files too, so numbers in another unit would pass for its own.
+    """
+    found = {}
+    for modality, spec in specs.items():
+        declared = dataset.sensor(modality)
+        for key, learned in (("channels", spec.channels), ("unit", spec.unit)):
+            if key in declared and declared[key] != learned:
+                found[modality] = f"has the {key} {declared[key]!r}, but the run learned it with {learned!r}"
+    return found
 
 
 def _classes(dataset: Dataset, target: Classes, class_map: str | Path | None) -> tuple[Classes, ClassMap | None]:

@@ -40,7 +40,7 @@ def _notes(metrics: Mapping[str, Any], setting: Setting) -> list[str]:
     how = rule(metrics, setting.resize)
     found = [f"mIoU and IoU in %. mlesam on {setting.foundation}; {how}; seed {metrics['seed']}."]
     if "miniature" in metrics:
-        found.append(f"{MINIATURE}.")
+        found.append(f"{MINIATURE.capitalize()}.")
     if "split_frames" in metrics:
         found.append(f"Part of the split: the first {metrics['frames']} of {metrics['split_frames']} frames.")
     if "about" in metrics:
