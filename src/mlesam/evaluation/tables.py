@@ -10,10 +10,6 @@ from mlesam.evaluation.peers import published, rule
 from mlesam.evaluation.results import MINIATURE, title
 from mlesam.evaluation.typeset import Sheet, Table
 
-MOST_COLUMNS = 11
-"""Columns of a table by class: DELIVER's ten cases and all frames."""
-
-
 @dataclass(frozen=True)
 class Setting:
     """What a result's numbers depend on beside what ``metrics.json`` says.
@@ -116,13 +112,12 @@ def _by_fault(metrics: Mapping[str, Any]) -> Table:
 
 
 def _by_class(metrics: Mapping[str, Any]) -> Table:
-    """IoU of each class: every condition where they are few, else each sensor alone and all of them."""
+    """IoU of each class: of sets of sensors, each sensor alone and all of them; of faults, the clean row; else every row."""
     rows = metrics["results"]
     if metrics["protocol"] in ("rmm", "faults"):
         rows = rows[-1:]
     elif metrics["protocol"] in ("subsets", "emm"):
         rows = [row for row in rows[:-1] if len(row["present"]) == 1] + rows[-1:]
-    rows = rows[-MOST_COLUMNS:]
     cells = [(name, *(percent(row["iou"][name]) for row in rows)) for name in metrics["classes"]]
     cells.append(("mean", *(percent(row["miou"]) for row in rows)))
     return Table("IoU by class", ("class", *(row["name"] for row in rows)), tuple(cells), (NO_IOU,))
