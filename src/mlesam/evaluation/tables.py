@@ -10,6 +10,7 @@ from mlesam.evaluation.peers import published, rule
 from mlesam.evaluation.results import MINIATURE, title
 from mlesam.evaluation.typeset import Sheet, Table
 
+
 @dataclass(frozen=True)
 class Setting:
     """What a result's numbers depend on beside what ``metrics.json`` says.
