@@ -100,6 +100,7 @@ class Contract:
         assert self.family in FAMILIES
         assert foundation.source
         assert foundation.stride % max(LEVEL_STRIDES) == 0
+        assert foundation.tile % foundation.stride == 0
 
     @torch.no_grad()
     def test_its_decoder_and_what_goes_with_it_have_its_width(self, loaded: Loaded) -> None:

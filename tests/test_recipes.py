@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import socket
 from pathlib import Path
@@ -132,6 +133,17 @@ def test_the_documented_parameters_are_those_of_the_model(shapes_only: None) -> 
         assert f"{total:,}" in text
         missing = [part for part, count in parts.items() if f"{count:,}" not in text]
         assert not missing
+
+
+def test_the_documented_estimates_are_the_stored_ones() -> None:
+    stored = json.loads((ROOT / "benchmarks" / "results" / "estimate.json").read_text())["results"]
+    rows = [row for row in stored if "estimated_mib" in row]
+    assert [row["sensors"] for row in rows] == [1, 2, 3, 4]
+    text = DOCS.read_text()
+    for row in rows:
+        sizes = " | ".join(f"{mib / 1024:.1f}" for mib in row["estimated_mib"].values())
+        assert f"| {row['sensors']} | {row['trainable']:,} | {sizes} |" in text
+    assert all(0.85 < row["kept_ratio"] < 1.15 for row in stored if "kept_ratio" in row)
 
 
 def test_the_documented_command_line_is_the_method_as_published() -> None:
