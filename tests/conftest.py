@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +71,15 @@ def trained_for_a_moment(root: Path, tags: Mapping[str, Sequence[str]] | None = 
     short = ("--model.rank", "4", "--data.crop", "64", "--data.workers", "0", "--training.batch", "2", "--steps", "2")
     assert main(["train", "--data", f"folder:{root / 'data'}", "--out", str(root / "run"), *short]) == 0
     return root
+
+
+def trained_and_tested(name: str, run: Path) -> dict[str, Any]:
+    """Two steps on a dataset, then every protocol on two frames: ``{protocol: metrics}``, for the machinery alone."""
+    short = ("--model.rank", "2", "--data.crop", "64", "--data.workers", "0", "--training.batch", "2", "--steps", "2")
+    assert main(["train", "--data", name, "--out", str(run), *short]) == 0
+    out = run.with_suffix(".json")
+    assert main(["evaluate", str(run), "--protocol", "all", "--frames", "2", "--out", str(out)]) == 0
+    return json.loads(out.read_text())["protocols"]
 
 
 @pytest.fixture

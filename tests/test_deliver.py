@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import trained_and_tested
 from mlesam.cli import main
 from mlesam.config import DataConfig
 from mlesam.data import open_dataset
@@ -182,11 +182,7 @@ def test_doctor_calls_a_whole_miniature_sound_and_a_half_unpacked_one_not(
 def test_it_is_trained_and_tested_with_all_protocols(deliver_mini: Path, tmp_path: Path) -> None:
     """For the machinery alone: two frames of a miniature say nothing about a model."""
     run, name = tmp_path / "run", f"deliver:{deliver_mini}?squash=128"
-    short = ["--model.rank", "2", "--data.crop", "64", "--data.workers", "0", "--training.batch", "2", "--steps", "2"]
-    assert main(["train", "--data", name, "--out", str(run), *short]) == 0
-    out = tmp_path / "all.json"
-    assert main(["evaluate", str(run), "--protocol", "all", "--frames", "2", "--out", str(out)]) == 0
-    found = json.loads(out.read_text())["protocols"]
+    found = trained_and_tested(name, run)
     assert set(found) == {"subsets", "emm", "rmm", "nm", "cases", "faults"}
     for metrics in found.values():
         assert (metrics["dataset"], metrics["split"], metrics["frames"]) == (name, "val", 2)

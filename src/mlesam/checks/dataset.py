@@ -171,10 +171,11 @@ def _check_published(dataset: Dataset, split: str, frames: list[Frame], findings
                 f"{len(lacking)} of {len(frames)} frames of split {split!r} lack {modality}, and all of the published ones have "
                 f"it: {named(lacking)}; unpack it again, or fetch it from {dataset.source}.",
             )
+    found = Counter(tag for frame in frames for tag in ("", *frame.tags))
     counts = [
-        f"{sum(not tag or tag in f.tags for f in frames):,} of {count:,} {tag or 'published frames'}"
+        f"{found[tag]:,} of {count:,} {tag or 'published frames'}"
         for tag, count in dataset.published.get(split, {}).items()
-        if sum(not tag or tag in f.tags for f in frames) != count
+        if found[tag] != count
     ]
     if counts:
         findings.note("other counts than published", f"split {split!r} has {', '.join(counts)}")

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from mlesam.checks.findings import Findings, counted, named
 from mlesam.data.dataset import Dataset, Frame
-from mlesam.data.folder import RESERVED, FolderDataset
+from mlesam.data.folder import RESERVED, FolderDataset, parse_ids
 from mlesam.errors import MlesamError
 from mlesam.sensors.archives import AnyPath, below
 from mlesam.sensors.files import EXTENSIONS
@@ -85,14 +85,10 @@ def read_ids(path: AnyPath, root: AnyPath, findings: Findings) -> list[str]:
     """Ids of a list, each once, as :func:`mlesam.data.folder.read_list` understands them."""
     name = below(path, root)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        ids = parse_ids(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError):
         findings.fault("unreadable files", f"{name} is no UTF-8 text; write one frame id per line.")
         return []
-    ids = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    ids = [
-        PurePosixPath(i).with_suffix("").as_posix() if PurePosixPath(i).suffix.lower() in EXTENSIONS else i for i in ids
-    ]
     for i, count in Counter(ids).items():
         if count > 1:
             findings.fault("repeated ids", f"{name} lists {i!r} {'twice' if count == 2 else f'{count} times'}.")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -35,8 +35,9 @@ class Options:
 
 
 T = TypeVar("T", bound=Options)
+SPLITS = ("train", "val", "test")
 MINIATURE = "MINIATURE.txt"
-"""File at the top of a miniature, which `mlesam mini` writes."""
+"""File at the top of a miniature that says what it is; `mlesam mini` writes it, and no reader of the originals looks at it."""
 NOTHING: Mapping[Any, Any] = {}
 
 
@@ -64,6 +65,7 @@ class Benchmark(Dataset):
         self.name = f"{self.kind}:{text}"
         self.options = parse_options(chosen, self.option_type, self.name)
         self.root = self._open_root(Path(path))
+        self._frames = cache(self._read_split)
         self.modalities = canonical_order(self._find_modalities())
         if not self.modalities:
             raise RequestError(
@@ -81,18 +83,13 @@ class Benchmark(Dataset):
     def frames(self, split: str) -> list[Frame]:
         if split not in self.splits():
             raise RequestError(f"{self.name} has no split {split!r}{did_you_mean(split, self.splits())}")
-        frames = self._frames_by_split[split]
+        frames = self._frames(split)
         if not frames:
             raise DataError(f"split {split!r} of {self.name} holds no frame; {self.mend()}")
         return frames
 
-    @cached_property
-    def _frames_by_split(self) -> dict[str, list[Frame]]:
-        squash = self.options.squash
-        return {
-            split: [f if squash is None else dataclasses.replace(f, squash=squash) for f in self._list_frames(split)]
-            for split in self.splits()
-        }
+    def _read_split(self, split: str) -> list[Frame]:
+        return [dataclasses.replace(frame, squash=self.options.squash) for frame in self._list_frames(split)]
 
     @abstractmethod
     def _list_frames(self, split: str) -> Iterable[Frame]:
@@ -129,6 +126,14 @@ class Benchmark(Dataset):
             config, classes=names, colors=tuple(self.classes.values()), ignore=255, ignore_color=None,
             label_map=dict(self.label_map), sensors=sensors,
         )  # fmt: skip
+
+
+def by_frame(
+    files: Mapping[str, Mapping[str, AnyPath]], labels: Mapping[str, AnyPath]
+) -> Iterator[tuple[str, dict[str, AnyPath], AnyPath | None]]:
+    """From ``{modality: {id: file}}`` and ``{id: label}`` each frame's id, files by modality, and label, by id."""
+    for name in sorted({*labels, *(i for found in files.values() for i in found)}):
+        yield name, {m: found[name] for m, found in files.items() if name in found}, labels.get(name)
 
 
 def parse_options(text: str, kind: type[T], name: str) -> T:

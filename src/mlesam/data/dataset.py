@@ -6,6 +6,7 @@ A dataset of one's own is a subclass of :class:`Dataset`, made known with :func:
 from __future__ import annotations
 
 import colorsys
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -103,39 +104,22 @@ Opener = Callable[[str, DataConfig], Dataset]
 """Opens what stands behind the colon of ``KIND:PATH``, with what a recipe declares on top."""
 
 
-def _folder(path: str, config: DataConfig) -> Dataset:
-    from mlesam.data.folder import FolderDataset
+def _lazily(module: str, name: str) -> Opener:
+    """A dataset of the package, whose module is imported when it is first asked for."""
 
-    return FolderDataset(Path(path), config)
+    def opener(path: str, config: DataConfig) -> Dataset:
+        return getattr(importlib.import_module(f"mlesam.data.{module}"), name)(path, config)
 
-
-def _world(path: str, config: DataConfig) -> Dataset:
-    from mlesam.data.world import WorldDataset
-
-    return WorldDataset(path, config)
-
-
-def _deliver(path: str, config: DataConfig) -> Dataset:
-    from mlesam.data.deliver import Deliver
-
-    return Deliver(path, config)
-
-
-def _muses(path: str, config: DataConfig) -> Dataset:
-    from mlesam.data.muses import Muses
-
-    return Muses(path, config)
-
-
-def _mcubes(path: str, config: DataConfig) -> Dataset:
-    from mlesam.data.mcubes import Mcubes
-
-    return Mcubes(path, config)
+    return opener
 
 
 KINDS: dict[str, Opener] = {
-    "folder": _folder, "world": _world, "deliver": _deliver, "muses": _muses, "mcubes": _mcubes,
-}  # fmt: skip
+    "folder": _lazily("folder", "FolderDataset"),
+    "world": _lazily("world", "WorldDataset"),
+    "deliver": _lazily("deliver", "Deliver"),
+    "muses": _lazily("muses", "Muses"),
+    "mcubes": _lazily("mcubes", "Mcubes"),
+}
 """What ``KIND:PATH`` may start with. Only code adds to it, with :func:`register`; a recipe cannot."""
 
 

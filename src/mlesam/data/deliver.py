@@ -14,7 +14,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from mlesam.data.benchmark import Benchmark, Options
+from mlesam.data.benchmark import SPLITS, Benchmark, Options, by_frame
 from mlesam.data.dataset import Frame
 from mlesam.sensors.archives import AnyPath
 from mlesam.sensors.files import image_size, read_array
@@ -30,7 +30,6 @@ CLASSES: dict[str, tuple[int, int, int]] = {
 }  # fmt: skip
 """Class names and colours by id, 0 to 24 (the label files hold 1 to 25). Source: github.com/jamycheung/DELIVER."""
 
-SPLITS = ("train", "val", "test")
 CASES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
 """Faults, as the last part of a scene's name."""
 WORDS = {"img": "rgb", "hha": "depth", "depth": "depth", "lidar": "lidar", "event": "event", "semantic": "semantic"}
@@ -120,15 +119,10 @@ class Deliver(Benchmark):
     def _list_frames(self, split: str) -> Iterable[Frame]:
         files = {m: self._files(self.folders[m], split) for m in self.modalities}
         labels = self._files("semantic", split)
-        for name in sorted({*labels, *(i for found in files.values() for i in found)}):
+        for name, own, label in by_frame(files, labels):
             weather, scene, _ = name.split("/")
             case = scene.rpartition("_")[2]
-            yield DeliverFrame(
-                id=name,
-                files={m: found[name] for m, found in files.items() if name in found},
-                label=labels.get(name),
-                tags=(weather, *((case,) if case in CASES else ())),
-            )
+            yield DeliverFrame(name, own, label, (weather, *((case,) if case in CASES else ())))
 
     def _files(self, folder: str, split: str) -> dict[str, AnyPath]:
         """Files of a folder by ``<weather>/<scene>/<frame>``."""

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlesam.config import DataConfig, build, check_classes, read_yaml
@@ -45,7 +45,8 @@ class ClassEntry:
 
 
 class FolderDataset(Dataset):
-    def __init__(self, root: Path, config: DataConfig, name: str | None = None) -> None:
+    def __init__(self, root: str | Path, config: DataConfig, name: str | None = None) -> None:
+        root = Path(root)
         self.name = name or f"folder:{root}"
         if not root.exists():
             raise RequestError(f"there is no folder {root}; give the path of a dataset.")
@@ -139,14 +140,19 @@ def packed_root(root: AnyPath, holds: Iterable[str]) -> AnyPath:
     return root
 
 
-def read_list(path: AnyPath) -> list[str]:
+def parse_ids(text: str) -> list[str]:
     """Ids, one per line; blank lines and comments (#) are passed over, a file extension is dropped."""
+    ids = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return [str(PurePosixPath(i).with_suffix("")) if PurePosixPath(i).suffix.lower() in EXTENSIONS else i for i in ids]
+
+
+def read_list(path: AnyPath) -> list[str]:
+    """The ids of a list, see :func:`parse_ids`. DataError where it is no text or an id stands twice."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path} is no UTF-8 text; write one frame id per line.") from None
-    ids = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    ids = [str(Path(i).with_suffix("").as_posix()) if Path(i).suffix.lower() in EXTENSIONS else i for i in ids]
+    ids = parse_ids(text)
     repeated = next((i for n, i in enumerate(ids) if i in ids[:n]), None) if len(set(ids)) < len(ids) else None
     if repeated is not None:
         raise DataError(f"{path} lists {repeated!r} twice; keep one line.")

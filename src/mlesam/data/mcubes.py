@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from mlesam.data.benchmark import Benchmark
+from mlesam.data.benchmark import SPLITS, Benchmark
 from mlesam.data.dataset import Frame
 from mlesam.data.folder import read_list
 from mlesam.sensors.archives import AnyPath
@@ -39,7 +39,6 @@ SPECS = {
 PUBLISHED = {"train": {"": 302}, "val": {"": 96}, "test": {"": 102}}
 LABELS = "GT"
 LISTS = "list_folder"
-SPLITS = ("train", "val", "test")
 ON_TEST = (
     "The 102 frames of list_folder/test.txt. Most publications choose their best epoch on this list and call it val; "
     "list_folder/val.txt is another one. A number is comparable only if it comes from the same list."

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from mlesam.data.benchmark import Benchmark, Options
+from mlesam.data.benchmark import SPLITS, Benchmark, Options, by_frame
 from mlesam.data.dataset import Frame
 from mlesam.errors import DataError
 from mlesam.sensors.archives import AnyPath, readable
@@ -42,7 +42,6 @@ PUBLISHED = {"train": {"": 1500}, "val": {"": 250}, "test": {"": 750}}
 ENLARGED = {"lidar": 2, "radar": 9}
 """Sides in pixels of a point, as in the official scripts."""
 PROJECTED = "projected_to_rgb"
-SPLITS = ("train", "val", "test")
 WEATHERS, TIMES = ("clear", "fog", "rain", "snow"), ("day", "night")
 
 
@@ -150,10 +149,9 @@ class Muses(Benchmark):
         labels = self._files(self.root / "gt_semantic" / split, "gt_labelTrainIds")
         recorded = any(m != "rgb" and PROJECTED not in home.parts for m, home in homes.items())
         rig = self.rig if recorded else None
-        for name in sorted({*labels, *(i for found in files.values() for i in found)}):
+        for name, own, label in by_frame(files, labels):
             weather, time, _ = name.split("/")
-            own = {m: found[name] for m, found in files.items() if name in found}
-            yield MusesFrame(name, own, labels.get(name), (weather, time), rig=rig)
+            yield MusesFrame(name, own, label, (weather, time), rig=rig)
 
     def _files(self, folder: AnyPath, word: str) -> dict[str, AnyPath]:
         """Files by ``<weather>/<time>/<stem>``."""

@@ -94,8 +94,7 @@ class Segmenter:
 
         Raises:
             RequestError: no sensor, or one that the model does not have; a fault it cannot have; a wrong calibration.
-            DataError: unreadable
-            input, sensors of different size, or none left after the faults.
+            DataError: unreadable input, sensors of different size, or none left after the faults.
         """
         given = {m: x for m, x in inputs.items() if x is not None}
         for modality in given:
@@ -109,19 +108,13 @@ class Segmenter:
             raise RequestError(
                 f"the calibration has {', '.join(rig.sensors)}, and none of them was given; leave it out, or give one of them."
             )
-        arrays = {
-            m: _stored_numbers(given[m], m, self.sensors[m].channels)
-            for m in canonical_order(given)
-            if m not in recorded
-        }
-        if rig is not None:
-            if (
-                rig.camera is not None and arrays
-            ):  # the other sensors' pictures may be smaller than those of the calibration
-                height, width = next(iter(arrays.values())).shape[:2]
-                rig = rig if rig.camera.size == (width, height) else rig.resized((width, height))
-            encoded = {m: rig.encode(m, x) for m, x in recorded.items()}
-            arrays = {m: encoded[m] if m in encoded else arrays[m] for m in canonical_order(given)}
+        pictures = {m: _stored_numbers(x, m, self.sensors[m].channels) for m, x in given.items() if m not in recorded}
+        if rig is not None and rig.camera is not None and pictures:
+            # The other sensors' pictures may be smaller than those of the calibration.
+            height, width = next(iter(pictures.values())).shape[:2]
+            rig = rig if rig.camera.size == (width, height) else rig.resized((width, height))
+        encoded = {} if rig is None else {m: rig.encode(m, x) for m, x in recorded.items()}
+        arrays = {m: encoded[m] if m in encoded else pictures[m] for m in canonical_order(given)}
         names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
         return self._segment(arrays, names, faults, seed, frame, earlier)
 

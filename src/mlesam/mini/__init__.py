@@ -5,18 +5,15 @@ They are for tests, and for trying a reader or a training before a download of 1
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlesam import __version__
-from mlesam.errors import RequestError, WorkError, did_you_mean
+from mlesam.data.benchmark import MINIATURE as ABOUT
+from mlesam.errors import RequestError, did_you_mean
 
 NAMES = ("deliver", "muses", "mcubes")
-ABOUT = "MINIATURE.txt"
-"""Says what the directory is. No reader of the originals looks at it."""
 PROJECTED = ("png", "npy", "npz")
 """Files in which MUSES' own script stores its projections."""
 
@@ -54,29 +51,16 @@ def write_mini(
         raise RequestError(f"projected is {projected!r}, but only muses has projections; leave it out for {name}.")
     if projected is not None and projected not in PROJECTED:
         raise RequestError(f"projected is {projected!r}{did_you_mean(projected, PROJECTED)}")
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise RequestError(f"{root} exists and is not empty; choose a new directory.")
     from mlesam.mini import deliver, mcubes, muses
+    from mlesam.world.writer import written_whole
 
-    root = root.resolve()
-    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.mkdir(parents=True)
+    with written_whole(root, last=ABOUT) as temporary:
         if name == "muses":
             frames = muses.write(temporary, seed, advance, projected)
         else:
             frames = {"deliver": deliver, "mcubes": mcubes}[name].write(temporary, seed, advance)
         (temporary / ABOUT).write_text(_about(name, seed, projected))
         size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-        if root.exists():  # it may be somebody's current directory, which must stay what it is
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == ABOUT):
-                path.rename(root / path.name)
-        else:
-            temporary.rename(root)
-    except OSError as error:
-        raise WorkError(f"{root} cannot be written ({error}); make room or choose another place.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Miniature(frames, size)
 
 

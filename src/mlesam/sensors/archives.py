@@ -106,11 +106,12 @@ class ArchivePath:
             raise FileNotFoundError(2, "no such file in the archive", str(self))
         return Status(size, self.archive.stat().st_mtime_ns)
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, count: int = -1) -> bytes:
+        """The file's bytes, or the first ``count`` of them."""
         if not self.is_file():
             raise FileNotFoundError(2, "no such file in the archive", str(self))
         try:
-            return _index(self.archive).read(str(self.inside))
+            return _index(self.archive).read(str(self.inside), count)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:  # zipfile checks the checksum
             raise DataError(f"{self} cannot be read ({error}); the archive is damaged, fetch it again.") from error
 
@@ -139,6 +140,14 @@ def below(path: AnyPath, folder: AnyPath) -> PurePosixPath:
         return PurePosixPath(path.relative_to(folder).as_posix())
     assert isinstance(folder, ArchivePath)
     return path.inside.relative_to(folder.inside)
+
+
+def head(path: AnyPath, count: int) -> bytes:
+    """The first bytes of a file, of which no more is read than that."""
+    if isinstance(path, ArchivePath):
+        return path.read_bytes(count)
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def readable(path: AnyPath) -> Path | io.BytesIO:
@@ -227,15 +236,18 @@ class _Index:
             pure = pure.parent
         return name
 
-    def read(self, name: str) -> bytes:
-        if self._offsets is not None:
-            with self.path.open("rb") as file:
-                file.seek(self._offsets[name])
-                content = file.read(self.files[name])
-            if len(content) < self.files[name]:
-                raise EOFError("it is shorter than it says")
-            return content
-        return self._zip().read(self._names[name])
+    def read(self, name: str, count: int = -1) -> bytes:
+        """Its first ``count`` bytes; all of them, which alone are held against a zip's checksum, where that is below 0."""
+        if self._offsets is None:
+            with self._zip().open(self._names[name]) as file:
+                return file.read(count)
+        wanted = self.files[name] if count < 0 else min(count, self.files[name])
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[name])
+            content = file.read(wanted)
+        if len(content) < wanted:
+            raise EOFError("it is shorter than it says")
+        return content
 
     def _zip(self) -> zipfile.ZipFile:
         """This thread's own handle: a file position shared with a forked process or a thread would be moved by it."""

@@ -195,6 +195,23 @@ class Transform:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mounted:
+    """A sensor that stands somewhere, turned somehow, beside the camera: what encoders of points have in common."""
+
+    rotation: Matrix3
+    """R of ``camera point = R sensor point + t``. The camera's axes are x right, y down, z forward; the sensor's z is up."""
+    translation: Row3
+    """t, metres: where the sensor stands in the camera's axes."""
+
+    def __post_init__(self) -> None:
+        _ = self.to_camera
+
+    @cached_property
+    def to_camera(self) -> Transform:
+        return Transform.from_parts(self.rotation, self.translation)
+
+
 def check_rotation(rotation: np.ndarray) -> None:
     """RequestError unless a 3 x 3 matrix is a rotation within ``ROTATION_TOLERANCE``."""
     deviation = float(np.abs(rotation.T @ rotation - np.eye(3)).max())

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mlesam.errors import DataError
-from mlesam.sensors.archives import AnyPath, any_path, readable
+from mlesam.sensors.archives import AnyPath, any_path, head, readable
 
 PICTURES = (".png", ".jpg", ".jpeg")
 EXTENSIONS = (*PICTURES, ".tif", ".tiff", ".npy")
@@ -218,9 +218,8 @@ def _read_picture(path: AnyPath) -> np.ndarray:
 
 def _png_format(path: AnyPath) -> tuple[int, int]:
     """Bits per channel and colour type of a PNG; zeros for any other file."""
-    with path.open("rb") as file:
-        head = file.read(26)
-    return (head[24], head[25]) if len(head) == 26 and head.startswith(b"\x89PNG") else (0, 0)
+    start = head(path, 26)
+    return (start[24], start[25]) if len(start) == 26 and start.startswith(b"\x89PNG") else (0, 0)
 
 
 class _Complaints(logging.Handler):
@@ -295,7 +294,8 @@ def _read_npy(path: AnyPath) -> np.ndarray:
         _check_array(shape, dtype, path)
         if math.prod(shape) * dtype.itemsize > path.stat().st_size - file.tell():
             raise ValueError(f"it is shorter than its shape {shape}")
-    return np.load(readable(path), allow_pickle=False)
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
 
 
 def _numbers(array: np.ndarray, path: AnyPath) -> np.ndarray:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from mlesam.errors import DataError, RequestError
-from mlesam.sensors.camera import Camera, Matrix3, Row3, Transform
+from mlesam.sensors.camera import Camera, Mounted
 from mlesam.sensors.point_files import SUFFIXES, check_columns, read_points
 from mlesam.sensors.projection import Motion, no_point_inside, project_points
 
@@ -18,7 +17,7 @@ __all__ = ["PointsEncoder", "project_points", "read_points"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointsEncoder:
+class PointsEncoder(Mounted):
     """A LiDAR: range, intensity and height on the camera plane.
 
     MUSES' own tools (github.com/timbroed/MUSES) differ in this: they do not ask whether a point lies in front of the
@@ -31,10 +30,6 @@ class PointsEncoder:
     kind: ClassVar[str] = "points"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
-    rotation: Matrix3
-    """R of ``camera point = R sensor point + t``. The camera's axes are x right, y down, z forward."""
-    translation: Row3
-    """t, metres: where the sensor stands in the camera's axes."""
     columns: tuple[str, ...] = ("x", "y", "z", "intensity")
     """What each column of a recording holds. x, y, z (metres, z up), ``intensity`` and ``time`` (seconds) have a meaning;
     other names are read and not used. Without ``intensity`` that channel is left out."""
@@ -46,16 +41,12 @@ class PointsEncoder:
     """Side in pixels of the square that a point paints."""
 
     def __post_init__(self) -> None:
-        _ = self.to_camera
+        super().__post_init__()
         check_columns(self.columns)
         if self.nearest < 0:
             raise RequestError(f"nearest is {self.nearest}, but it must be at least 0 metres.")
         if self.dilate < 1:
             raise RequestError(f"dilate is {self.dilate}, but it must be at least 1 pixel.")
-
-    @cached_property
-    def to_camera(self) -> Transform:
-        return Transform.from_parts(self.rotation, self.translation)
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from mlesam.errors import DataError, RequestError
-from mlesam.sensors.camera import Camera, Matrix3, Row3, Transform
+from mlesam.sensors.camera import Camera, Mounted
 from mlesam.sensors.files import read_array
 from mlesam.sensors.projection import Keep, Motion, no_point_inside, project_points
 
 
 @dataclass(frozen=True, kw_only=True)
-class RadarEncoder:
+class RadarEncoder(Mounted):
     """A radar that turns about its vertical axis and measures the strength of the echo by range, and no elevation.
 
-    Every echo is taken to come from the ground, z = ``ground``: that is where a standing thing touches it. The defaults of
-    the layout are those of a Navtech radar as MUSES stores it (rows are ranges, columns azimuths; bins 0-3 seconds and 4-7
-    nanoseconds as little-endian uint32, bin 10 above 0 where the azimuth was measured, echoes from bin 11). MUSES' own
-    tools (github.com/timbroed/MUSES) keep cells of strength 0, and of several cells on a pixel the last in the file.
+    Its axes are x forward, y left, z up. Every echo is taken to come from the ground, z = ``ground``: that is where a
+    standing thing touches it. The defaults of the layout are those of a Navtech radar as MUSES stores it (rows are ranges,
+    columns azimuths; bins 0-3 seconds and 4-7 nanoseconds as little-endian uint32, bin 10 above 0 where the azimuth was
+    measured, echoes from bin 11). MUSES' own tools (github.com/timbroed/MUSES) keep cells of strength 0, and of several
+    cells on a pixel the last in the file.
     """
 
     kind: ClassVar[str] = "radar"
     suffixes: ClassVar[tuple[str, ...]] = (".png", ".tif", ".tiff", ".npy")
 
-    rotation: Matrix3
-    """R of ``camera point = R radar point + t``. Radar: x forward, y left, z up; camera: x right, y down, z forward."""
-    translation: Row3
-    """t, metres: where the radar stands in the camera's axes."""
     resolution: float
     """Metres a bin. The first echo bin is one ``resolution`` away."""
     ground: float
@@ -65,7 +61,7 @@ class RadarEncoder:
     """Side in pixels of the square that an echo paints."""
 
     def __post_init__(self) -> None:
-        _ = self.to_camera
+        super().__post_init__()
         rules = [
             ("resolution", self.resolution, self.resolution > 0, "above 0 metres"),
             ("header", self.header, self.header >= 0, "at least 0 bins"),
@@ -78,10 +74,6 @@ class RadarEncoder:
         for key, value, holds, rule in rules:
             if not holds:
                 raise RequestError(f"{key} is {value}, but it must be {rule}.")
-
-    @cached_property
-    def to_camera(self) -> Transform:
-        return Transform.from_parts(self.rotation, self.translation)
 
     @property
     def channels(self) -> tuple[str, ...]:

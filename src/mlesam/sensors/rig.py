@@ -120,7 +120,8 @@ class Rig:
         encoder = self.sensors.get(modality)
         if encoder is None:
             raise RequestError(f"the rig has no sensor {modality!r}{did_you_mean(modality, self.sensors)}")
-        if motion is not None and not isinstance(encoder, (PointsEncoder, RadarEncoder)):
+        timed = isinstance(encoder, (PointsEncoder, RadarEncoder))
+        if motion is not None and not timed:
             raise RequestError(f"{modality} is of the kind {encoder.kind}, which is not corrected for motion.")
         path = None if isinstance(recording, np.ndarray) else any_path(recording)
         if path is not None and path.suffix.lower() not in encoder.suffixes:
@@ -133,9 +134,7 @@ class Rig:
             with unpacked(path) as file:
                 raw = encoder.read(file)
         try:
-            if isinstance(encoder, (PointsEncoder, RadarEncoder)):
-                return encoder.encode(raw, self.camera, motion)
-            return encoder.encode(raw, self.camera)
+            return encoder.encode(raw, self.camera, motion) if timed else encoder.encode(raw, self.camera)
         except (DataError, RequestError) as error:
             raise type(error)(f"{path or modality}: {error}") from None
 

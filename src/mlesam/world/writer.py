@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +57,8 @@ def write_world(
     Raises:
         RequestError: something is in ``root`` already. WorkError: the disk is full or cannot be written.
     """
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise RequestError(f"{root} exists and is not empty; choose a new directory.")
-    root = root.resolve()
-    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
     jobs = [(split, index) for split, count in options.splits().items() for index in range(count)]
-    try:
+    with written_whole(root, last=ABOUT) as temporary:
         _make_folders(temporary, options)
         digests, tags = [], {}
         for (split, index), (digest, own) in zip(jobs, _rendered(temporary, options, jobs), strict=True):
@@ -76,8 +73,28 @@ def write_world(
             "frames_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
         }
         _write_text(temporary, options, about, tags)
+    return about
+
+
+@contextmanager
+def written_whole(root: Path, last: str) -> Iterator[Path]:
+    """A temporary directory that becomes ``root``, which must not exist or be empty, once everything is in it; or nothing does.
+
+    Args:
+        last: the file that says what the directory is; it arrives after all others.
+
+    Raises:
+        RequestError: something is in ``root`` already. WorkError: the disk is full or cannot be written, or a process was killed.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise RequestError(f"{root} exists and is not empty; choose a new directory.")
+    root = root.resolve()
+    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
         if root.exists():  # it may be somebody's current directory, which must stay what it is
-            for path in sorted(temporary.iterdir(), key=lambda p: p.name == ABOUT):
+            for path in sorted(temporary.iterdir(), key=lambda p: p.name == last):
                 path.rename(root / path.name)
         else:
             temporary.rename(root)
@@ -87,7 +104,6 @@ def write_world(
         raise WorkError(f"{root} cannot be written ({error}); make room or choose another place.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return about
 
 
 def frame_id(options: WorldOptions, split: str, index: int) -> str:
