@@ -238,6 +238,7 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
         "split": options.split,
         "limit": options.frames,
         "published_noise": options.published_noise,
+        "severities": _severities(options.severities),
     }
     notes: dict[str, str] = {}
     with _counting(console, "evaluating") as advance:
@@ -260,6 +261,15 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
     stored = paths[0] if len(paths) == 1 else f"{paths[0].parent} ({', '.join(path.name for path in paths)})"
     say(f"stored in {stored}{f' and {options.out}' if options.out else ''}; tables beside it: .md, .tex")
     return 0
+
+
+def _severities(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(word) for word in text.split(",")]
+    except ValueError:
+        raise RequestError(
+            f"--severities is {text!r}, but it must be numbers with commas between them, as in 1,5."
+        ) from None
 
 
 def _report(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
@@ -286,8 +296,9 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
         )
     if files and (options.split or options.modalities):
         raise RequestError("--split and --modalities go with --input; with single files, name just the files to use.")
-    from mlesam.data.dataset import Frame
-    from mlesam.inference.predict import find_frames, predict_frames
+    if options.input and options.calibration:
+        raise RequestError("--calibration goes with single files; a dataset names its rig in dataset.yaml (rig: FILE).")
+    from mlesam.inference.predict import find_frames, given_frame, predict_frames
     from mlesam.inference.segmenter import Segmenter
     from mlesam.sensors.faults import SensorFault
 
@@ -298,8 +309,7 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
         if modality not in segmenter.sensors:
             raise RequestError(f"{options.run} has no sensor {modality!r}{did_you_mean(modality, segmenter.sensors)}")
     if files:
-        paths = {m: Path(p) for m, p in files.items()}
-        frames = [Frame(next(iter(paths.values())).stem, paths)]
+        frames = [given_frame({m: Path(p) for m, p in files.items()}, options.calibration)]
         for fault in faults:
             if fault.fault.needs_earlier:
                 raise RequestError(f"{fault} shows an earlier frame, and single files have none; give --input DATASET.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -35,6 +35,11 @@ class Encoder(Protocol):
     @property
     def channels(self) -> tuple[str, ...]:
         """What each channel of the picture holds, with its unit."""
+        ...
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the picture's numbers mean: fields of :class:`mlesam.sensors.spec.SensorSpec` beside channels, type and range."""
         ...
 
     def read(self, path: Path) -> np.ndarray:
@@ -101,6 +106,12 @@ class Rig:
             sensors={str(name): _encoder(options, f"sensors.{name}") for name, options in sensors.items()},
         )
 
+    def spec(self, modality: str) -> dict[str, Any]:
+        """The declared fields of a sensor's spec, as :func:`mlesam.sensors.spec.sensor_spec` takes them."""
+        encoder = self.sensors[modality]
+        everything = (float("-inf"), float("inf"))
+        return {"channels": len(encoder.channels), "dtype": "float32", "range": everything, **encoder.spec}
+
     def encode(self, modality: str, recording: np.ndarray | str | AnyPath, motion: Motion | None = None) -> np.ndarray:
         """A raw recording as a picture that is aligned with the camera's.
 
@@ -137,6 +148,17 @@ class Rig:
             return encoder.encode(raw, self.camera, motion) if timed else encoder.encode(raw, self.camera)
         except (DataError, RequestError) as error:
             raise type(error)(f"{path or modality}: {error}") from None
+
+    def check_given(self, given: Iterable[str]) -> None:
+        """RequestError where none of these sensors is in the rig: it would do nothing."""
+        if not set(given) & set(self.sensors):
+            raise RequestError(
+                f"the calibration has {', '.join(self.sensors)}, and none of them was given; leave it out, or give one of them."
+            )
+
+    def fitted(self, size: tuple[int, int]) -> Rig:
+        """The rig for pictures of a width and height; they may be smaller than those of the calibration."""
+        return self if self.camera is None or self.camera.size == size else self.resized(size)
 
     def resized(self, size: tuple[int, int]) -> Rig:
         """The rig for pictures that were scaled to another width and height."""
