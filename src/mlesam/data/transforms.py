@@ -120,15 +120,17 @@ def training_sample(
 
 def evaluation_sample(sample: Sample, sensors: Mapping[str, SensorSpec], resize: int | None) -> Sample:
     """The whole frame, normalised, with its short side at ``resize`` pixels; the label keeps its own size."""
-    images = {}
-    for modality, values in sample.images.items():
-        height, width = values.shape[-2:]
-        if resize is not None:
-            factor = resize / min(height, width)
-            size = (max(1, round(height * factor)), max(1, round(width * factor)))
-            values = resized(values, size, sensors[modality].interpolation)
-        images[modality] = sensors[modality].normalized(values)
+    images = {m: sensors[m].normalized(at_short_side(x, resize, sensors[m])) for m, x in sample.images.items()}
     return replace(sample, images=images)
+
+
+def at_short_side(values: Tensor, side: int | None, spec: SensorSpec) -> Tensor:
+    """``(C, H, W)`` with its short side at so many pixels. None: as it is."""
+    if side is None:
+        return values
+    height, width = values.shape[-2:]
+    factor = side / min(height, width)
+    return resized(values, (max(1, round(height * factor)), max(1, round(width * factor))), spec.interpolation)
 
 
 def photometric(values: Tensor, spec: SensorSpec, rng: np.random.Generator, strength: float) -> Tensor:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mlesam.data.dataset import Frame
 from mlesam.data.reading import check_sizes
 from mlesam.data.transforms import evaluation_sample
 from mlesam.errors import RequestError, did_you_mean
+from mlesam.inference.formats import SUFFIXES
 from mlesam.model.calibration import Calibration
 from mlesam.model.mlesam import MLESAM, at_size
 from mlesam.model.run import Run
@@ -57,15 +59,21 @@ class Segmenter:
         any_foundation: bool = False,
         revision: str | None = None,
     ) -> Segmenter:
-        """Load a run, an exported adapter directory, or an adapter on the Hub (``owner/name``).
+        """Load a run, an exported adapter directory, an adapter on the Hub (``owner/name``), or an exported model (``.onnx`` or
+        ``.xml``, docs/export.md), which takes just the sensors and the size that it was exported for.
 
         Args:
+            device: of an exported model the CPU.
             foundation: where the foundation is, instead of what the adapter names.
             any_foundation: take it even if it is not the one trained on. revision: branch, tag or commit on the Hub.
 
         Raises:
             RequestError: there is neither, or its foundation is not here. DataError: damaged files, another foundation.
         """
+        if Path(path).suffix in SUFFIXES.values():
+            from mlesam.inference.exported import ExportedSegmenter, load_exported
+
+            return ExportedSegmenter(load_exported(Path(path)))
         run = Run.load(path, foundation=foundation, any_foundation=any_foundation, revision=revision)
         resize, calibration = run.recipe.data.resize, run.calibration
         return Segmenter(run.load_model(), run.sensors, run.classes, resize, device, calibration)
@@ -152,25 +160,30 @@ class Segmenter:
         check_sizes({names[m]: tuple(x.shape[-2:]) for m, x in images.items()})
         wrong = [SensorFault.parse(f) if isinstance(f, str) else f for f in faults]
         broken = break_sample(Sample(images, id=frame), self.sensors, wrong, seed, earlier)
-        sample = evaluation_sample(broken, self.sensors, self.resize)
-        output = self.model(Batch.stack([sample]).to(self.device))
+        answer, weights = self._answer(broken.images)
         height, width = next(iter(images.values())).shape[-2:]
-        logits = at_size(output.logits, (height, width))
+        logits = at_size(answer, (height, width))
         temperature = 1.0 if self.calibration is None else self.calibration.temperature(broken.images)
         labels = logits[0].argmax(dim=0).cpu().numpy()
         probabilities = _with_winner((logits[0] / temperature).softmax(dim=0).float().cpu().numpy(), labels)
-        shares = output.shares[0].mean(dim=0)
         modality = next(iter(broken.images))
         values = broken.images[modality].numpy()
         untouched = broken.images[modality] is images[modality]
         return Prediction(
             labels=labels.astype(np.uint8 if len(self.classes.names) <= 256 else np.int16),
             probabilities=probabilities,
-            weights={m: float(shares[self.model.modalities.index(m)]) for m in broken.images},
+            weights=weights,
             classes=self.classes.names,
             colors=self.classes.colors,
             background=picture(values, arrays[modality] if untouched else values, self.sensors[modality]),
         )
+
+    def _answer(self, images: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Class logits (1, K, h, w) and each sensor's share, of values as :meth:`SensorSpec.encode` returns them."""
+        sample = evaluation_sample(Sample(images), self.sensors, self.resize)
+        output = self.model(Batch.stack([sample]).to(self.device))
+        shares = output.shares[0].mean(dim=0)
+        return output.logits, {m: float(shares[self.model.modalities.index(m)]) for m in images}
 
 
 def _with_winner(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -109,12 +109,23 @@ class SensorSpec:
                 "export the original values (a conversion to 8 bits loses them)."
             )
         values = torch.from_numpy(np.ascontiguousarray(array).astype(np.float32)).permute(2, 0, 1)
+        empty = self._empty(values)
+        if array.dtype.kind == "u":
+            values = values * (self.scale if self.scale is not None else 1.0 / np.iinfo(array.dtype).max)
+        return self._measured(values, empty)
+
+    def measured(self, values: Tensor) -> Tensor:
+        """``(C, H, W)`` float32 in ``unit`` as :meth:`encode` returns it: clipped, NaN where nothing was measured."""
+        return self._measured(values, self._empty(values))
+
+    def _empty(self, values: Tensor) -> Tensor:
         empty = ~torch.isfinite(values)
         if self.missing is not None:
             # A pixel with several channels is empty when all of them say so: 0 in one channel can be a measurement.
-            empty |= (values == self.missing).all(dim=0, keepdim=True)
-        if array.dtype.kind == "u":
-            values = values * (self.scale if self.scale is not None else 1.0 / np.iinfo(array.dtype).max)
+            empty = empty | (values == self.missing).all(dim=0, keepdim=True)
+        return empty
+
+    def _measured(self, values: Tensor, empty: Tensor) -> Tensor:
         values = values.clamp(*self.range).masked_fill(empty, float("nan"))
         return self._standardized(values) if self.normalize == "frame" else values
 
