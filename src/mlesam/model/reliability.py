@@ -95,18 +95,18 @@ def agreement(
     for i, (one, own) in enumerate(zip(segments, frames, strict=True)):
         for j, (two, theirs) in enumerate(zip(segments[:i], frames[:i], strict=True)):
             same = own[:, None] == theirs[None, :]
-            has = same.any(dim=1)
-            a = torch.arange(one.start, one.stop, device=p.device)[has]
-            b = two.start + same.int().argmax(dim=1)[has]
+            a, b = same.int().argmax(dim=1) + two.start, same.int().argmax(dim=0)  # each row's partner, if it has one
+            mine, yours = slice(one.start, one.stop), slice(two.start, two.stop)
             numbers = []
             for unit, whole in views:
-                numbers += [(unit[a] * unit[b]).sum(dim=1).mean(dim=(1, 2)), (whole[a] * whole[b]).sum(dim=1)]
-            chance = (mean[a] * mean[b]).sum(dim=1)
-            agreed = (p[a] * p[b]).sum(dim=1).mean(dim=(1, 2))
-            numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), (centred[a] * centred[b]).sum(dim=1)]
-            for row, column in ((a, j), (b, i)):
-                found[row, column] = torch.stack(numbers, dim=1)
-                other[row, column] = True
+                numbers += [(unit[mine] * unit[a]).sum(dim=1).mean(dim=(1, 2)), (whole[mine] * whole[a]).sum(dim=1)]
+            chance = (mean[mine] * mean[a]).sum(dim=1)
+            agreed = (p[mine] * p[a]).sum(dim=1).mean(dim=(1, 2))
+            numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), (centred[mine] * centred[a]).sum(dim=1)]
+            pair = torch.stack(numbers, dim=1)
+            for rows, column, partner, has in ((mine, j, pair, same.any(dim=1)), (yours, i, pair[b], same.any(dim=0))):
+                found[rows, column] = torch.where(has[:, None], partner, 0.0)
+                other[rows, column] = has
     there = other[:, :, None]
     count = other.sum(dim=1).clamp(min=1)[:, None]
     most = torch.where(there, found, float("-inf")).amax(dim=1)

@@ -125,7 +125,7 @@ class Router(nn.Module):
         parts = map_RCHW.split([s.rows for s in segments])
         for segment, rows, part in zip(segments, frames, parts, strict=True):
             share = shares[rows, self.modalities.index(segment.modality)].to(map_RCHW.dtype)
-            fused = fused.index_add(0, rows, share[:, None] * part)
+            fused = _add(fused, rows, share[:, None] * part)
         if self.rescale:
             fused = fused * self._growth(fused, parts, shares, valid, segments, frames)
         return fused, shares[..., : valid[0], : valid[1]].mean(dim=(2, 3))
@@ -144,11 +144,17 @@ class Router(nn.Module):
         sensors = level
         for segment, rows, part in zip(segments, frames, parts, strict=True):
             share = shares_BMHW[rows, self.modalities.index(segment.modality)].mean(dim=(1, 2))
-            level = level.index_add(0, rows, share * _level(part, valid))
-            sensors = sensors.index_add(0, rows, torch.ones_like(share))
+            level = _add(level, rows, share * _level(part, valid))
+            sensors = _add(sensors, rows, torch.ones_like(share))
         growth = level / _level(fused_BCHW, valid).clamp(min=1e-12)
         growth = torch.where(sensors > 1, growth, 1.0)  # a single map comes back as it is, without a rounding
         return growth[:, None, None, None].to(fused_BCHW.dtype)
+
+
+def _add(total: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+    """A sensor's part added to the frames that have it. For a single frame it is a plain sum: the same bits, and an exported
+    graph without scattered writes, which ONNX optimisers got wrong."""
+    return total + own if len(total) == 1 else total.index_add(0, rows, own)
 
 
 def _level(maps: Tensor, valid: tuple[int, int]) -> Tensor:
