@@ -10,7 +10,9 @@ import copy
 import pickle
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from mlesam import MLESAM, Batch, ModelConfig, Sample
 from mlesam.errors import DataError
-from mlesam.model.experts import Experts, Segment, unchanged
+from mlesam.model.experts import LATERAL, Experts, Segment, plain
 from mlesam.model.foundation import FAMILIES, LEVEL_STRIDES, PROJECTIONS, Foundation, Loaded, load_foundation
 from mlesam.model.heads import MaskHead
 from mlesam.model.run import load_weights, save_weights
@@ -123,17 +125,27 @@ class Contract:
         offered: Counter[tuple[int, str]] = Counter()
         rows = 3
 
-        def update(index: int, name: str, x: Tensor, y: Tensor) -> Tensor:
-            offered[index, name] += 1
-            assert (x.shape[-1], y.shape[-1]) == foundation.projections[index][name]
-            assert len(x) == len(y) >= rows
+        def project(
+            index: int, names: Sequence[str], x: Tensor, weight: Tensor, bias: Tensor | None
+        ) -> Sequence[Tensor]:
+            results = plain(index, names, x, weight, bias)
+            assert len(x) >= rows
             assert len(x) % rows == 0
-            assert tuple(foundation.weight(index, name).shape) == (y.shape[-1], x.shape[-1])
-            return y
+            offered.update((index, name) for name in names)
+            if names == (LATERAL,):
+                mine = foundation.lateral(index - foundation.depth)
+                assert equal([weight, bias], list(mine))
+                return results
+            assert names in foundation.fused
+            assert torch.equal(weight, torch.cat([foundation.weight(index, name) for name in names]))
+            for name, y in zip(names, results, strict=True):
+                assert (x.shape[-1], y.shape[-1]) == foundation.projections[index][name]
+            return results
 
         images = self.images(foundation, rows, shape)
-        assert equal(foundation(images, update), foundation(images)), "an update that changes nothing changes no bit"
-        assert offered == Counter((i, name) for i in range(foundation.depth) for name in PROJECTIONS)
+        assert equal(foundation(images, project), foundation(images))
+        blocks = Counter((i, name) for i in range(foundation.depth) for name in PROJECTIONS)
+        assert offered == blocks + Counter((foundation.depth + stage, LATERAL) for stage in range(4))
 
     @torch.no_grad()
     def test_an_expert_acts_on_its_own_rows_alone(self, foundation: Foundation, shape: str) -> None:
@@ -193,12 +205,12 @@ class Contract:
         meet, found = threading.Barrier(2, timeout=60), [[], []]
 
         def run(which: int) -> None:
-            def update(index: int, name: str, x: Tensor, y: Tensor) -> Tensor:
+            def project(*arguments: Any) -> Sequence[Tensor]:
                 meet.wait()  # both passes are at the same projection
-                return updates[which](index, name, x, y)
+                return updates[which](*arguments)
 
             with torch.no_grad():
-                found[which] = foundation(images, update)
+                found[which] = foundation(images, project)
 
         threads = [threading.Thread(target=run, args=(which,)) for which in range(2)]
         [thread.start() for thread in threads]
@@ -206,7 +218,7 @@ class Contract:
         assert equal(found[0], wanted[0])
         assert equal(found[1], wanted[1])
 
-        def refuse(*arguments: object) -> Tensor:
+        def refuse(*arguments: object) -> Sequence[Tensor]:
             raise KeyError("an expert that fails")
 
         with pytest.raises(KeyError):
@@ -262,7 +274,7 @@ class ModelContract(FullContract):
         given = self.given()
         stacked = torch.cat([given["rgb"], model.stems["depth"](given["depth"])])
         assert [s.modality for s in model.encode(Batch.of(given)).segments] == ["rgb", "depth"]
-        assert equal(list(model.encode(Batch.of(given)).levels), model.foundation(stacked, unchanged))
+        assert equal(list(model.encode(Batch.of(given)).levels), model.foundation(stacked))
 
     @torch.no_grad()
     def test_a_training_sees_what_a_test_sees(self, where: str) -> None:
@@ -271,16 +283,19 @@ class ModelContract(FullContract):
         assert equal(list(model.train().encode(given).levels), list(before))
 
     @torch.no_grad()
-    def test_a_merged_expert_gives_the_same_and_comes_out_again(self, where: str) -> None:
+    def test_merged_experts_give_the_same_and_come_out_again(self, where: str) -> None:
         model = self.model(where, targets=("q", "k", "v", "proj", "mlp"))
-        given = Batch.of({"depth": self.given()["depth"]})
-        before, weights = model.encode(given).levels, {n: t.clone() for n, t in model.state_dict().items()}
-        merged = model.merge("depth").encode(given).levels
-        assert close(list(merged), list(before), 1e-5)
-        model.unmerge()
+        both = Batch.of(self.given())
+        mixed = Batch.stack([Sample({m: x[0] for m, x in both.images.items()}), Sample({"rgb": both.images["rgb"][1]})])
+        weights = {n: t.clone() for n, t in model.state_dict().items()}
+        for given in (both, both.select(["depth"]), mixed):
+            before = model.unmerge().encode(given).levels
+            merged = model.merge().encode(given).levels
+            assert close(list(merged), list(before), 1e-5)
+            frozen = torch.cat([model.stems[m](x) if m in model.stems else x for m, x in given.images.items()])
+            assert not close(model.foundation(frozen), list(before), 1e-3), "the experts must change something"
+        assert model.state_dict().keys() == weights.keys()
         assert all(torch.equal(t, weights[n]) for n, t in model.state_dict().items())
-        frozen = model.foundation(model.stems["depth"](given.images["depth"]))
-        assert not close(frozen, list(before), 1e-3), "the expert must change something"
 
     @torch.no_grad()
     def test_an_absent_sensor_is_absent_and_a_mixed_batch_equals_its_frames(self, where: str) -> None:

@@ -94,7 +94,7 @@ def test_without_them_there_is_not_one_parameter() -> None:
 
 def test_a_merged_expert_keeps_its_aligner(model: MLESAM) -> None:
     before = model(images("depth")).logits
-    torch.testing.assert_close(model.merge("depth")(images("depth")).logits, before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.merge()(images("depth")).logits, before, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("field", ["align", "rescale", "reliability"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -13,7 +14,6 @@ from mlesam.errors import RequestError
 from mlesam.model.experts import Expert, Experts, LowRank, Segment, scale, targets
 from mlesam.model.foundation import PROJECTIONS
 from mlesam.model.sam2 import Sam2Foundation, preset_config
-from mlesam.sample import Batch
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,10 @@ def test_experts_equal_one_peft_adapter_per_sensor(chosen: tuple[str, ...]) -> N
     with torch.no_grad(), adapted.disable_adapter():
         frozen = adapted(x)
     add = experts.on((Segment("rgb", 0, 2), Segment("depth", 2, 3)))
-    ours = {name: add(0, name, x, y) for name, y in frozen.items()}
+    layers = [getattr(plain, name) for name in "qkv"]
+    weight, bias = (torch.cat([getattr(layer, part) for layer in layers]) for part in ("weight", "bias"))
+    with torch.no_grad():
+        ours = dict(zip("qkv", add(0, ("q", "k", "v"), x, weight, bias), strict=True))
     for modality, rows in (("rgb", slice(0, 4)), ("depth", slice(4, 6))):
         adapted.set_adapter(modality)
         with torch.no_grad():
@@ -164,17 +167,45 @@ def test_experts_equal_one_peft_adapter_per_sensor(chosen: tuple[str, ...]) -> N
             assert changed > 0.1 if name in chosen else changed == 0, "what is no target stays as it is"
 
 
+WEIGHT = torch.randn(6, 6, generator=torch.Generator().manual_seed(2))
+
+
 def test_an_expert_changes_no_row_of_another_sensor() -> None:
     experts = random_experts(square(6), "rgb", "depth", "lidar", rank=3)
-    add = experts.on((Segment("rgb", 0, 1), Segment("depth", 1, 3), Segment("lidar", 3, 4)))
-    x, y = torch.randn(4, 2, 2, 6), torch.randn(4, 2, 2, 6)
-    before = add(0, "q", x, y)
-    update = experts.of("depth").update(0, "q")
-    assert update is not None
-    nn.init.normal_(update.b)
-    after = add(0, "q", x, y)
-    assert torch.equal(before[[0, 3]], after[[0, 3]])
-    assert (before[1:3] != after[1:3]).all()
+    for rows in ((1, 1, 1), (1, 2, 1)):  # as many of each sensor, or not
+        stops = np.cumsum(rows).tolist()
+        add = experts.on(
+            tuple(Segment(m, s - n, s) for m, n, s in zip(("rgb", "depth", "lidar"), rows, stops, strict=True))
+        )
+        x = torch.randn(sum(rows), 2, 2, 6)
+        (before,) = add(0, ("q",), x, WEIGHT, None)
+        update = experts.of("depth").update(0, "q")
+        assert update is not None
+        nn.init.normal_(update.b)
+        (after,) = add(0, ("q",), x, WEIGHT, None)
+        assert torch.equal(before[[0, -1]], after[[0, -1]])
+        assert (before[1:-1] != after[1:-1]).all()
+
+
+@pytest.mark.parametrize("alpha", [None, 6.0])
+def test_one_batched_product_equals_each_sensor_by_itself(alpha: float | None) -> None:
+    """With gradients: sensors with as many rows go together, and each of them would have given the same alone."""
+    experts = random_experts(square(6, 10), "rgb", "depth", "lidar", rank=3, alpha=alpha).requires_grad_(True)
+    x, weight, bias = torch.randn(6, 3, 2, 6), torch.randn(30, 6), torch.randn(30)
+    segments = tuple(Segment(m, i * 2, i * 2 + 2) for i, m in enumerate(("rgb", "depth", "lidar")))
+    results = experts.on(segments)(0, ("q", "k", "v"), x, weight, bias)
+    (sum((y * (i + 1)).square().sum() for i, y in enumerate(results))).backward()
+    together = {name: p.grad.clone() for name, p in experts.named_parameters() if p.grad is not None}
+    experts.zero_grad()
+    for segment in segments:
+        part = x[segment.start : segment.stop]
+        alone = experts.on((Segment(segment.modality, 0, 2),))(0, ("q", "k", "v"), part, weight, bias)
+        for y, own in zip(results, alone, strict=True):
+            torch.testing.assert_close(y[segment.start : segment.stop], own, rtol=1e-5, atol=1e-5)
+        (sum((y * (i + 1)).square().sum() for i, y in enumerate(alone))).backward()
+    assert together
+    for name, parameter in experts.named_parameters():
+        torch.testing.assert_close(parameter.grad, together[name], rtol=1e-4, atol=1e-3)
 
 
 def test_a_shared_expert_treats_all_rows_alike_and_costs_one() -> None:
@@ -182,19 +213,11 @@ def test_a_shared_expert_treats_all_rows_alike_and_costs_one() -> None:
     each = random_experts(square(6), "rgb", "depth", rank=3)
     count = lambda e: sum(p.numel() for p in e.parameters())  # noqa: E731
     assert 2 * count(shared) == count(each)
-    x, y = torch.randn(2, 2, 2, 6), torch.randn(2, 2, 2, 6)
-    two = shared.on((Segment("rgb", 0, 1), Segment("depth", 1, 2)))(0, "q", x, y)
-    one = shared.on((Segment("depth", 0, 2),))(0, "q", x, y)
+    x = torch.randn(2, 2, 2, 6)
+    (two,) = shared.on((Segment("rgb", 0, 1), Segment("depth", 1, 2)))(0, ("q",), x, WEIGHT, None)
+    (one,) = shared.on((Segment("depth", 0, 2),))(0, ("q",), x, WEIGHT, None)
     assert torch.equal(two, one)
-    assert not torch.equal(two, y)
-
-
-def test_the_frozen_projections_are_not_written_into() -> None:
-    add = random_experts(square(6), "rgb", rank=3).on((Segment("rgb", 0, 2),))
-    x, y = torch.randn(2, 2, 2, 6), torch.randn(2, 2, 2, 6)
-    copy = y.clone()
-    add(0, "v", x, y)
-    assert torch.equal(y, copy)
+    assert not torch.equal(two, x @ WEIGHT.T)
 
 
 # ---------------------------------------------------------------- merging
@@ -213,50 +236,39 @@ def trained(**config) -> MLESAM:
 INPUTS = {"rgb": torch.linspace(-1, 1, 3 * 64 * 96).reshape(1, 3, 64, 96), "depth": torch.rand(1, 1, 64, 96)}
 
 
-@pytest.mark.parametrize("modality", ["rgb", "depth"])
 @pytest.mark.parametrize(
     "config",
-    [{}, {"targets": ("q", "k", "v", "proj", "mlp"), "alpha": 8.0}, {"experts": "shared"}],
-    ids=["default", "everywhere", "shared"],
+    [{}, {"targets": ("q", "k", "v", "proj", "mlp"), "alpha": 8.0}, {"experts": "shared"}, {"align": False}],
+    ids=["default", "everywhere", "shared", "not aligned"],
 )
 @torch.inference_mode()
-def test_a_merged_expert_gives_the_same_logits_without_any_expert(config: dict, modality: str) -> None:
+def test_merged_experts_give_the_same_logits_without_any_expert(config: dict) -> None:
     model = trained(**config)
-    one = {modality: INPUTS[modality]}
-    before, both = model(one).logits, model(INPUTS).logits
+    for aligner in model.aligners.parameters():
+        nn.init.normal_(aligner, std=0.05)
+    given = [INPUTS, *({m: x} for m, x in INPUTS.items())]
+    before = [model(inputs).logits for inputs in given]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.merge(modality)
-    changed = [n for n, t in model.state_dict().items() if not torch.equal(t, state[n])]
-    assert changed
-    assert all(n.startswith("foundation.trunk.") for n in changed)
-    for parameter in model.experts.parameters():
+    model.merge()
+    assert model.state_dict().keys() == state.keys(), "what is merged is in no checkpoint"
+    own = [*model.experts.parameters(), *model.aligners.parameters()]
+    for parameter in own:
         parameter.fill_(float("nan"))  # whoever still read them would show it
-    torch.testing.assert_close(model(one).logits, before, atol=1e-5, rtol=1e-5)
-    model.unmerge()
-    model.experts.load_state_dict({n.removeprefix("experts."): t for n, t in state.items() if n.startswith("experts.")})
-    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items()), "unmerged bit for bit"
-    assert torch.equal(model(INPUTS).logits, both)
+    for inputs, logits in zip(given, before, strict=True):
+        torch.testing.assert_close(model(inputs).logits, logits, atol=1e-5, rtol=1e-5)
+    model.unmerge().load_state_dict(state)
+    assert all(torch.equal(model(inputs).logits, logits) for inputs, logits in zip(given, before, strict=True))
 
 
-@torch.inference_mode()
-def test_a_merged_model_says_what_it_cannot_do() -> None:
-    model = trained().merge("depth")
-    with pytest.raises(
-        RequestError, match=r"expert of depth is merged into the trunk.*call unmerge\(\) to use rgb, depth"
-    ):
-        model(INPUTS)
+def test_a_merged_model_is_not_trained() -> None:
+    model = trained().merge()
     with pytest.raises(RequestError, match="call unmerge"):
         model.train()
-    with pytest.raises(RequestError, match="merged already"):
-        model.merge("rgb")
-    with pytest.raises(RequestError, match="did you mean 'rgb'"):
-        trained().merge("rbg")
-    shared = trained(experts="shared").merge("rgb")
-    assert shared(Batch.of(INPUTS)).logits.shape == (1, 3, 64, 96), "one expert for all: any sensor may come"
+    assert model.unmerge().train().training
 
 
 def test_without_experts_there_is_nothing_to_merge_and_nothing_changes() -> None:
-    model = trained(rank=0)
+    model = trained(rank=0, align=False)
     with torch.inference_mode():
         before = model({"rgb": INPUTS["rgb"]}).logits
-        assert torch.equal(model.merge("rgb")({"rgb": INPUTS["rgb"]}).logits, before)
+        assert torch.equal(model.merge()({"rgb": INPUTS["rgb"]}).logits, before)

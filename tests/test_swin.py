@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from mlesam.doctor import doctor
 from mlesam.errors import DataError, RequestError
 from mlesam.inference.adapter import export_adapter
 from mlesam.model.checkpoints import load_tensors
+from mlesam.model.experts import plain
 from mlesam.model.foundation import load_foundation
 from mlesam.model.peft import load_peft, save_peft
 from mlesam.model.run import WEIGHTS
@@ -95,13 +97,13 @@ def test_experts_end_with_their_pass_even_where_it_fails(swin: Path) -> None:
     def trunk() -> Tensor:
         return foundation.trunk(images, always_partition=True).last_hidden_state
 
-    def broken(index: int, name: str, x: Tensor, y: Tensor) -> Tensor:
-        if name == "mlp_out":
-            raise KeyError(name)
-        return y + 1
+    def broken(index: int, names: Sequence[str], *given: Any) -> list[Tensor]:
+        if "mlp_out" in names:
+            raise KeyError(names)
+        return [y + 1 for y in plain(index, names, *given)]
 
     before = trunk()
-    foundation(images, lambda index, name, x, y: y + 1)
+    foundation(images, lambda *given: [y + 1 for y in plain(*given)])
     assert torch.equal(trunk(), before)
     with pytest.raises(KeyError):
         foundation(images, broken)

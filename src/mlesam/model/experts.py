@@ -19,15 +19,18 @@ from mlesam.config import ModelConfig
 Projections = Sequence[Mapping[str, tuple[int, int]]]
 """For each block of a trunk, its linear projections by name (``q``, ``k``, ``v``, ``proj``, ``mlp_in``, ``mlp_out``) with the
 widths of what goes in and what comes out."""
-Update = Callable[[int, str, Tensor, Tensor], Tensor]
-"""What a trunk calls after each projection: (block, name, x, y) to y with the experts' share."""
+Project = Callable[[int, Sequence[str], Tensor, Tensor, Tensor | None], Sequence[Tensor]]
+"""What a trunk calls in the place of each linear projection, or of several fused into one: (block, names, x, weight, bias) to one
+result for each name, which has the experts' share in it. The first dimension of x is a whole multiple of the pass's rows."""
+LATERAL = "lateral"
+"""Name of the 1x1 projection of a stage's map to the pyramid. It counts as block ``depth + stage``; experts leave it alone."""
 SHARED = "all"
 """Name of the one expert that all sensors share."""
 
 
-def unchanged(index: int, name: str, x: Tensor, y: Tensor) -> Tensor:
-    """The :data:`Update` of a trunk without experts."""
-    return y
+def plain(index: int, names: Sequence[str], x: Tensor, weight: Tensor, bias: Tensor | None) -> Sequence[Tensor]:
+    """The :data:`Project` of a trunk without experts."""
+    return F.linear(x, weight, bias).chunk(len(names), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -109,29 +112,40 @@ class Experts(nn.ModuleDict):
     def of(self, modality: str) -> Expert:
         return cast(Expert, self[SHARED if self.shared else modality])
 
-    def on(self, segments: tuple[Segment, ...]) -> Update:
-        """What a trunk calls in a stacked pass: each modality's update on its own rows, and none is written into.
-
-        A row of the pass may have become several windows, side by side.
-        """
+    def on(self, segments: tuple[Segment, ...]) -> Project:
+        """What a trunk calls in a stacked pass: each modality's updates on its own rows, and none is written into."""
         if not len(self):
-            return unchanged
-        alone = self.of(segments[0].modality) if self.shared or len(segments) == 1 else None
-        rows = segments[-1].stop
+            return plain
+        if self.shared:
+            segments = (Segment(SHARED, 0, segments[-1].stop),)
+        owners, rows = [self.of(s.modality) for s in segments], [s.rows for s in segments]
 
-        def update(index: int, name: str, x: Tensor, y: Tensor) -> Tensor:
-            if alone is not None:
-                own = alone.update(index, name)
-                return y if own is None else y + own(x)
-            parts = []
-            for segment, part in zip(segments, x.split([s.rows * (len(x) // rows) for s in segments]), strict=True):
-                own = self.of(segment.modality).update(index, name)
-                if own is None:
-                    return y
-                parts.append(own(part))
-            return y + torch.cat(parts)
+        def project(
+            index: int, names: Sequence[str], x: Tensor, weight: Tensor, bias: Tensor | None
+        ) -> Sequence[Tensor]:
+            results = list(plain(index, names, x, weight, bias))
+            if index >= len(owners[0].blocks):
+                return results
+            for place, name in enumerate(names):
+                updates = [update for owner in owners if (update := owner.update(index, name)) is not None]
+                if updates:
+                    results[place] = _added(results[place], x, updates, rows)
+            return results
 
-        return update
+        return project
+
+
+def _added(y: Tensor, x: Tensor, updates: Sequence[LowRank], rows: Sequence[int]) -> Tensor:
+    """y with each update's share for its own rows of x."""
+    alike = all(n == rows[0] for n in rows) and not any(u.dropout and u.training for u in updates)
+    if not alike:
+        parts = x.split([n * (len(x) // sum(rows)) for n in rows])
+        return y + torch.cat([update(part) for update, part in zip(updates, parts, strict=True)])
+    # Sensors with as many rows each: one batched product over the sensors, which adds to y as it is made.
+    a_MCr = torch.stack([update.a.T for update in updates])
+    b_MrC = torch.stack([update.b.T for update in updates])
+    x_MNC, y_MNC = x.reshape(len(updates), -1, x.shape[-1]), y.reshape(len(updates), -1, y.shape[-1])
+    return torch.baddbmm(y_MNC, torch.bmm(x_MNC, a_MCr), b_MrC, alpha=updates[0].scale).view(y.shape)
 
 
 def targets(config: ModelConfig) -> tuple[str, ...]:

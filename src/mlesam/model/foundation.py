@@ -23,7 +23,7 @@ from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
 from mlesam.config import PRESETS, RANDOM_PRESETS
 from mlesam.errors import DataError, RequestError, did_you_mean
-from mlesam.model.experts import Update, unchanged
+from mlesam.model.experts import Project, plain
 from mlesam.model.folder import model_type
 from mlesam.model.hub import fetch_folder, is_hub_id
 
@@ -38,11 +38,12 @@ MODEL_TYPES = {"sam2": "sam2", "sam2_video": "sam2", "swin": "swin"}
 class Foundation(nn.Module, ABC):
     """The contract. A family's class gives:
 
-    - :meth:`forward`: three maps of ``width`` channels at strides 4, 8 and 16. No row depends on another. ``update`` is
-      called once after each named projection of each block, with x and y whose first dimension is a whole multiple of the
-      rows, in the order of the rows (a row may have become windows side by side); what it returns takes the place of y.
-      An ``update`` that returns y changes no bit. Calls in several threads do not meet.
+    - :meth:`forward`: three maps of ``width`` channels at strides 4, 8 and 16. No row depends on another. ``project`` takes the
+      place of each named projection of each block, once, alone or fused with others of the same x; and of each stage's lateral
+      to the pyramid, where these are plain projections. The first dimension of x is a whole multiple of the rows, in the order of
+      the rows (a row may have become windows side by side). Calls in several threads do not meet.
     - :attr:`depth` and :meth:`weight`: the blocks' linear projections, by the names in ``PROJECTIONS``.
+    - :attr:`fused`, :attr:`stage_levels` and :meth:`lateral`, from which experts are merged for inference.
     - :attr:`tile`: sides that fill whole windows.
     - ``no_memory``, ``no_mask``, ``position``: what the mask head adds to the stride-16 map, see below.
     - every parameter frozen but those of ``added``. While it is frozen it runs in evaluation mode, so ``added`` has no dropout.
@@ -71,12 +72,12 @@ class Foundation(nn.Module, ABC):
         self.source, self.commit, self.width = source, commit, width
 
     @abstractmethod
-    def forward(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
+    def forward(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
         """Run trunk and neck on stacked rows.
 
         Args:
             images_RCHW: (R, 3, H, W), sides multiples of ``stride``, rows of one sensor side by side.
-            update: called after each projection that an expert may add to; without it the foundation runs alone.
+            project: computes each projection that an expert may add to; without it the foundation runs alone.
 
         Returns:
             Maps (R, C, H / s, W / s) for the strides 4, 8 and 16.
@@ -90,6 +91,20 @@ class Foundation(nn.Module, ABC):
     @abstractmethod
     def weight(self, index: int, name: str) -> Tensor:
         """(outputs, inputs), a projection's weight or its part of a fused one; writing into it changes the trunk."""
+
+    @property
+    @abstractmethod
+    def fused(self) -> tuple[tuple[str, ...], ...]:
+        """Which projections of a block ``forward`` computes together."""
+
+    @property
+    def stage_levels(self) -> tuple[int, ...] | None:
+        """The pyramid level that each stage's lateral goes to, alone; None where one goes to several."""
+        return 0, 1, 2, 2
+
+    @abstractmethod
+    def lateral(self, stage: int) -> tuple[Tensor, Tensor]:
+        """Weight (C, stage's width) and bias (C,) of a stage's projection to the pyramid."""
 
     @property
     @abstractmethod

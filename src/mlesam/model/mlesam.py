@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mlesam.config import ModelConfig
 from mlesam.errors import RequestError, did_you_mean
 from mlesam.model.aligner import Aligners
-from mlesam.model.experts import SHARED, Experts, Segment, unchanged
+from mlesam.model.experts import SHARED, Experts, Segment
 from mlesam.model.features import Features
 from mlesam.model.foundation import LEVEL_STRIDES, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
+from mlesam.model.merged import Merged
 from mlesam.model.reliability import Reliability, agreement, answer_signs, frame_signs
 from mlesam.model.router import Router
 from mlesam.sample import Batch
@@ -147,8 +148,7 @@ class MLESAM(nn.Module):
         self.aligners = Aligners(self.modalities if config.align else (), width, len(LEVEL_STRIDES))
         routing = (config.fusion, config.top_k, config.router == "pixel", config.rescale)
         self.routers = nn.ModuleList(Router(self.modalities, width, *routing) for _ in LEVEL_STRIDES)
-        self.merged: str | None = None
-        self._plain_weights: dict[tuple[int, str], Tensor] = {}
+        self.merged: Merged | None = None
         self.mask_head = MaskHead(loaded.decoder, num_classes)
         self.pyramid_head = PyramidHead(width, config.pyramid_width or width, num_classes)
         weighed = self.modalities if config.reliability and len(self.modalities) > 1 else ()
@@ -175,7 +175,7 @@ class MLESAM(nn.Module):
 
     def train(self, mode: bool = True) -> MLESAM:
         if mode and self.merged is not None:
-            raise RequestError(f"the expert of {self.merged} is merged into the trunk; call unmerge() before training.")
+            raise RequestError("the experts are merged for inference; call unmerge() before training.")
         super().train(mode)
         if self.config.train != "all":
             self.foundation.eval()
@@ -183,32 +183,16 @@ class MLESAM(nn.Module):
             expert.train(mode and any(p.requires_grad for p in expert.parameters()))
         return self
 
-    @torch.no_grad()
-    def merge(self, modality: str) -> MLESAM:
-        """Add one sensor's expert to the trunk's own weights, for inference at the cost of the bare foundation.
-
-        Until :meth:`unmerge` the model takes this sensor alone (every sensor, if they share one expert), and the same
-        logits come out within rounding.
-        """
-        if modality not in self.modalities:
-            raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, self.modalities)}")
-        if self.merged is not None:
-            raise RequestError(f"the expert of {self.merged} is merged already; call unmerge() first.")
+    def merge(self) -> MLESAM:
+        """Work experts and aligners into projections of each sensor's own, for inference: no sensor costs more than a pass of the
+        bare foundation, and the same logits come out within rounding. Takes the memory of these projections once for each
+        sensor; what is trained stays as it is, and cannot be trained further until :meth:`unmerge`."""
         self.eval()
-        self.merged = modality
-        for index, block in enumerate(self.experts.of(modality).blocks if len(self.experts) else ()):
-            for name, update in block.items():  # type: ignore[operator]
-                weight = self.foundation.weight(index, name)
-                self._plain_weights[index, name] = weight.clone()
-                weight += update.matrix().to(weight.dtype)
+        self.merged = Merged(self.foundation, self.experts, self.aligners, self.modalities)
         return self
 
-    @torch.no_grad()
     def unmerge(self) -> MLESAM:
-        """Undo :meth:`merge`. The trunk's weights are again what they were, bit for bit."""
-        for (index, name), plain in self._plain_weights.items():
-            self.foundation.weight(index, name).copy_(plain)
-        self._plain_weights.clear()
+        """Undo :meth:`merge`."""
         self.merged = None
         return self
 
@@ -234,11 +218,6 @@ class MLESAM(nn.Module):
         present = [m for m in self.modalities if m in batch.images and len(batch.images[m])]
         if not present:
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.modalities)}.")
-        if self.merged is not None and not self.experts.shared and present != [self.merged]:
-            raise RequestError(
-                f"the expert of {self.merged} is merged into the trunk, so this model takes that sensor alone; call unmerge() "
-                f"to use {', '.join(present)}."
-            )
         self._check_coverage(batch, present)
         height, width = batch.size
         stride = self.foundation.stride
@@ -256,10 +235,12 @@ class MLESAM(nn.Module):
             start += len(image)
         stacked = maps[0] if len(maps) == 1 else torch.cat(maps)
         segments_ = tuple(segments)
-        levels = self.foundation(stacked, unchanged if self.merged else self.experts.on(segments_))
+        levels = self.foundation(stacked, (self.merged or self.experts).on(segments_))
+        if self.merged is None or not self.merged.aligned:
+            levels = self.aligners(levels, segments_)
         frames = tuple(batch.frames[m].to(stacked.device) for m in present)
         return Features(
-            self.aligners(levels, segments_),
+            tuple(levels),
             segments_,
             frames,
             len(batch),

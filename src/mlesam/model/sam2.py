@@ -22,7 +22,7 @@ from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2
 from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2VisionNeck
 
 from mlesam.model.checkpoints import finite_or_raise, fit_or_raise, read_meta_checkpoint
-from mlesam.model.experts import Update, unchanged
+from mlesam.model.experts import LATERAL, Project, plain
 from mlesam.model.folder import Fit, read_folder
 from mlesam.model.foundation import Foundation, Loaded, decoder_config
 
@@ -91,6 +91,7 @@ class Sam2Foundation(Foundation):
         )
         self.register_buffer("position", sam2.shared_image_embedding.positional_embedding.detach().clone())
         self.requires_grad_(False)
+        self._position: tuple[Any, Tensor] | None = None
 
     @property
     def depth(self) -> int:
@@ -105,6 +106,18 @@ class Sam2Foundation(Foundation):
             stride *= 2 if block.query_stride else 1
         return math.lcm(*sides)
 
+    @property
+    def fused(self) -> tuple[tuple[str, ...], ...]:
+        return ("q", "k", "v"), ("proj",), ("mlp_in",), ("mlp_out",)
+
+    @property
+    def stage_levels(self) -> tuple[int, ...] | None:
+        return (0, 1, 2, 2) if {0, 1}.isdisjoint(self.neck.fpn_top_down_levels or ()) else None
+
+    def lateral(self, stage: int) -> tuple[Tensor, Tensor]:
+        conv: Any = self.neck.convs[3 - stage]
+        return conv.weight.flatten(1), conv.bias
+
     def weight(self, index: int, name: str) -> Tensor:
         block: Any = self.trunk.blocks[index]
         if name in "qkv":
@@ -112,32 +125,41 @@ class Sam2Foundation(Foundation):
         layer = {"proj": block.attn.proj, "mlp_in": block.mlp.proj_in, "mlp_out": block.mlp.proj_out}[name]
         return layer.weight
 
-    def forward(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
-        return self.pyramid(self.stages(images_RCHW, update))
+    def forward(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
+        return self.pyramid(self.stages(images_RCHW, project), project)
 
-    def stages(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
+    def stages(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
         """The trunk's four stage outputs, (R, H, W, C) at strides 4, 8, 16 and 32."""
         x_RHWC = self.trunk.patch_embed(images_RCHW)
-        x_RHWC = x_RHWC + self.trunk._get_pos_embed((x_RHWC.shape[1], x_RHWC.shape[2]))
+        x_RHWC = x_RHWC + self.position_embedding(x_RHWC.shape[1], x_RHWC.shape[2])
         ends = set(self.trunk.stage_ends)
         outputs = []
         for index, block in enumerate(self.trunk.blocks):
-            x_RHWC = run_block(block, x_RHWC, index, update)
+            x_RHWC = run_block(block, x_RHWC, index, project)
             if index in ends:
                 outputs.append(x_RHWC)
         return outputs
 
-    def pyramid(self, stages: list[Tensor]) -> list[Tensor]:
+    def position_embedding(self, height: int, width: int) -> Tensor:
+        """(1, height, width, C), kept for the last size while the trunk is frozen: making it is a bicubic enlargement."""
+        parts = (self.trunk.pos_embed, self.trunk.pos_embed_window)
+        if any(p.requires_grad for p in parts) or torch.compiler.is_compiling():
+            return self.trunk._get_pos_embed((height, width))
+        key = (height, width, *((p.data_ptr(), p._version, p.dtype, p.device) for p in parts))
+        if self._position is None or self._position[0] != key:
+            self._position = key, self.trunk._get_pos_embed((height, width))
+        return self._position[1]
+
+    def pyramid(self, stages: list[Tensor], project: Project = plain) -> list[Tensor]:
         """SAM2's feature pyramid: laterals everywhere, and the stride-32 map added top-down where the config says so.
 
         The 1x1 convolutions run as matrix products on channels-last maps, which is what the trunk delivers.
         """
         maps: list[Tensor] = []
         above: Tensor | None = None
-        last = len(stages) - 1
-        for level in range(last, -1, -1):
-            conv: Any = self.neck.convs[last - level]
-            lateral = F.linear(stages[level], conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+        for level in range(len(stages) - 1, -1, -1):
+            (lateral,) = project(self.depth + level, (LATERAL,), stages[level], *self.lateral(level))
+            lateral = lateral.permute(0, 3, 1, 2)
             if above is not None and level in (self.neck.fpn_top_down_levels or ()):
                 lateral = lateral + F.interpolate(above.float(), scale_factor=2.0, mode="nearest").to(lateral.dtype)
             above = lateral
@@ -145,46 +167,75 @@ class Sam2Foundation(Foundation):
         return maps[:0:-1]  # strides 4, 8, 16; the stride-32 map has done its work
 
 
-def run_block(block: Any, x_RHWC: Tensor, index: int, update: Update) -> Tensor:
-    """One block of Hiera (``Sam2MultiScaleBlock``) with the experts' share added to query and value."""
-    shortcut = x_RHWC
+def run_block(block: Any, x_RHWC: Tensor, index: int, project: Project) -> Tensor:
+    """One block of Hiera (``Sam2MultiScaleBlock``), its linear projections through ``project``."""
     x = block.layer_norm1(x_RHWC)
-    if block.dim != block.dim_out:
-        shortcut = _pool(block.proj(x), block.query_stride)
-    height, width = x.shape[1:3]
-    window = block.window_size
-    if window:
-        x = _partition(x, window)
-    x = _attend(block.attn, x, index, update)
-    if block.query_stride:
-        window //= block.query_stride[0]
-        height, width = shortcut.shape[1:3]
-    if window:
-        x = _unpartition(x, window, height, width)
-    x = shortcut + x
-    return x + _mlp(block.mlp, block.layer_norm2(x), index, update)
+    shortcut = x_RHWC if block.dim == block.dim_out else _pool(block.proj(x), block.query_stride)
+    x = shortcut + _attend(block.attn, x, block.window_size, index, project)
+    return x + _mlp(block.mlp, block.layer_norm2(x), index, project)
 
 
-def _mlp(mlp: Any, x: Tensor, index: int, update: Update) -> Tensor:
-    hidden = mlp.activation(update(index, "mlp_in", x, mlp.proj_in(x)))
-    return update(index, "mlp_out", hidden, mlp.proj_out(hidden))
+def _mlp(mlp: Any, x: Tensor, index: int, project: Project) -> Tensor:
+    (hidden,) = project(index, ("mlp_in",), x, mlp.proj_in.weight, mlp.proj_in.bias)
+    return project(index, ("mlp_out",), mlp.activation(hidden), mlp.proj_out.weight, mlp.proj_out.bias)[0]
 
 
-def _attend(attention: Any, x_NHWC: Tensor, index: int, update: Update) -> Tensor:
-    count = x_NHWC.shape[0]
+def _attend(attention: Any, x_RHWC: Tensor, window: int, index: int, project: Project) -> Tensor:
+    """Attention inside windows of ``window`` x ``window`` tokens, or over the whole map where it is 0."""
+    qkv, stride = attention.qkv, attention.query_stride or (1, 1)
+    height, width = x_RHWC.shape[1:3]
+    if window and (height % window or width % window):
+        query, key, value = project(index, ("q", "k", "v"), x_RHWC, qkv.weight, qkv.bias)
+        bands = []
+        for rows, tall in _spans(height, window):
+            band = []
+            for columns, wide in _spans(width, window):
+                q, k, v = (_windows(t[:, rows, columns], tall, wide) for t in (query, key, value))
+                out = _scaled(attention, q, k, v, window * window - tall * wide)
+                region = ((rows.stop - rows.start) // stride[0], (columns.stop - columns.start) // stride[1])
+                band.append(_unwindowed(out, *region))
+            bands.append(torch.cat(band, dim=2))
+        out = torch.cat(bands, dim=1)
+    else:
+        x_NHWC = _windows(x_RHWC, window or height, window or width)
+        query, key, value = project(index, ("q", "k", "v"), x_NHWC, qkv.weight, qkv.bias)
+        out = _scaled(attention, query, key, value)
+        out = _unwindowed(out, height // stride[0], width // stride[1])
+    return project(index, ("proj",), out, attention.proj.weight, attention.proj.bias)[0]
+
+
+def _spans(side: int, window: int) -> list[tuple[slice, int]]:
+    """What whole windows fill of a side, and what is left for a smaller one at the end; each with the window's own side."""
+    whole = side - side % window
+    spans = [(slice(0, whole), window)] if whole else []
+    return [*spans, (slice(whole, side), side - whole)] if whole < side else spans
+
+
+def _scaled(attention: Any, query: Tensor, key: Tensor, value: Tensor, beyond: int = 0) -> Tensor:
+    """Scaled dot-product attention of windows, each (N, H, W, C), whose queries are pooled where the block does so.
+
+    SAM2 fills windows that reach beyond the map with zeros *behind* the norm, and lets every token attend to them: their key and
+    value are the projections' biases. As they are all the same, one of them does, whose score is raised by the logarithm of
+    their number, ``beyond``; and nothing is computed for their own queries, which are cut off in the end.
+    """
     heads = attention.num_attention_heads
-    parts = zip("qkv", attention.qkv(x_NHWC).chunk(3, dim=-1), strict=True)
-    query, key, value = (update(index, name, x_NHWC, y) for name, y in parts)
     if attention.query_stride:
         query = _pool(query, attention.query_stride)
-    out_height, out_width = query.shape[1:3]
 
     def split(t: Tensor) -> Tensor:
-        return t.reshape(count, -1, heads, t.shape[-1] // heads).transpose(1, 2)
+        return t.reshape(len(t), -1, heads, t.shape[-1] // heads).transpose(1, 2)
 
-    out = F.scaled_dot_product_attention(split(query), split(key), split(value), scale=attention.scale)
-    out = out.transpose(1, 2).reshape(count, out_height, out_width, -1)
-    return update(index, "proj", out, attention.proj(out))
+    q, k, v = split(query), split(key), split(value)
+    raised = None
+    if beyond:
+        _, *biases = attention.qkv.bias.to(k.dtype).chunk(3)
+        k, v = (
+            torch.cat([t, bias.view(1, heads, 1, -1).expand(len(t), -1, -1, -1)], dim=2)
+            for t, bias in zip((k, v), biases, strict=True)
+        )
+        raised = F.pad(k.new_zeros(1, k.shape[2] - 1), (0, 1), value=math.log(beyond))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=raised, scale=attention.scale)
+    return out.transpose(1, 2).reshape(query.shape)
 
 
 def _pool(x_NHWC: Tensor, stride: Any) -> Tensor:
@@ -192,20 +243,22 @@ def _pool(x_NHWC: Tensor, stride: Any) -> Tensor:
     return pooled.permute(0, 2, 3, 1)
 
 
-def _partition(x_RHWC: Tensor, window: int) -> Tensor:
-    """(R, H, W, C) to (R * windows, window, window, C), padded with zeros to whole windows."""
+def _windows(x_RHWC: Tensor, tall: int, wide: int) -> Tensor:
+    """(R, H, W, C) to (R * windows, tall, wide, C); the sides are multiples of the windows'."""
     rows, height, width, channels = x_RHWC.shape
-    x = F.pad(x_RHWC, (0, 0, 0, -width % window, 0, -height % window))
-    down, across = x.shape[1] // window, x.shape[2] // window
-    x = x.view(rows, down, window, across, window, channels).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, window, window, channels)
+    if (height, width) == (tall, wide):
+        return x_RHWC
+    x = x_RHWC.reshape(rows, height // tall, tall, width // wide, wide, channels).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, tall, wide, channels)
 
 
-def _unpartition(x_NHWC: Tensor, window: int, height: int, width: int) -> Tensor:
-    down, across = math.ceil(height / window), math.ceil(width / window)
-    x = x_NHWC.view(-1, down, across, window, window, x_NHWC.shape[-1]).permute(0, 1, 3, 2, 4, 5)
-    x = x.reshape(x.shape[0], down * window, across * window, -1)
-    return x[:, :height, :width]
+def _unwindowed(x_NHWC: Tensor, height: int, width: int) -> Tensor:
+    """The opposite: windows side by side to maps of (R, height, width, C)."""
+    tall, wide, channels = x_NHWC.shape[1:]
+    if (height, width) == (tall, wide):
+        return x_NHWC
+    x = x_NHWC.view(-1, height // tall, width // wide, tall, wide, channels).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, height, width, channels)
 
 
 # ---------------------------------------------------------------- building and loading

@@ -1,6 +1,6 @@
-"""Swin (arXiv 2103.14030) as a foundation: the trunk of ``transformers``, tapped at its projections, and a fresh neck.
+"""Swin (arXiv 2103.14030) as a foundation: the trunk of ``transformers``, its projections open to experts, and a fresh neck.
 
-The computation is that of ``transformers``, stage by stage. A hook on each named projection passes x and y to the experts.
+The computation is that of ``transformers``, stage by stage; each named projection is computed as the experts say.
 Swin brings neither a pyramid nor a mask decoder: both are drawn from the seed, trained and saved with the adapter.
 
 Shape letters: R rows (one per frame and sensor), H W pixels or tokens, C channels.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
 from mlesam.errors import DataError
 from mlesam.model.checkpoints import finite_or_raise
-from mlesam.model.experts import Update, unchanged
+from mlesam.model.experts import LATERAL, Project, plain
 from mlesam.model.folder import Fit, read_folder
 from mlesam.model.foundation import Foundation, Loaded, decoder_config
 
@@ -35,19 +35,21 @@ _LAYERS = {
 # Heads for other tasks, and the norm behind the last stage.
 _IGNORED = ("classifier.", "decoder.", "hidden_states_norms.", "layernorm.", "embeddings.mask_token")
 
-_UPDATE: ContextVar[Update] = ContextVar("update", default=unchanged)
-"""The experts of the pass that is running; each thread has its own."""
+_PROJECT: ContextVar[Project] = ContextVar("project", default=plain)
+"""How the pass that is running computes its projections; each thread has its own."""
 
 
-@dataclass(frozen=True)
-class Tap:
-    """A forward hook on one projection. An object and no closure, so that a model can be copied and pickled."""
+class Projection(nn.Linear):
+    """In the place of one of the trunk's projections, with its weights."""
 
-    index: int
-    name: str
+    def __init__(self, linear: nn.Linear, index: int, name: str) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.index, self.name = index, name
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return _UPDATE.get()(self.index, self.name, inputs[0], output)
+    def forward(self, input: Tensor) -> Tensor:
+        return _PROJECT.get()(self.index, (self.name,), input, self.weight, self.bias)[0]
 
 
 class Pyramid(nn.Module):
@@ -60,10 +62,18 @@ class Pyramid(nn.Module):
         super().__init__()
         self.laterals = nn.ModuleList(nn.Sequential(nn.LayerNorm(w), nn.Linear(w, width)) for w in widths)
 
-    def forward(self, stages: list[Tensor]) -> list[Tensor]:
-        """(R, C_i, H / s, W / s) at strides 4, 8, 16, 32 to (R, C, H / s, W / s) at strides 4, 8, 16."""
-        pairs = zip(self.laterals, stages, strict=True)
-        *maps, top = [lateral(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for lateral, stage in pairs]
+    def forward(self, stages: list[Tensor], project: Project, first: int) -> list[Tensor]:
+        """(R, C_i, H / s, W / s) at strides 4, 8, 16, 32 to (R, C, H / s, W / s) at strides 4, 8, 16.
+
+        Args:
+            first: the block that the first lateral counts as.
+        """
+        laterals: list[Tensor] = []
+        for index, stage in enumerate(stages):
+            norm, linear = self.laterals[index]  # type: ignore[misc]
+            x = norm(stage.permute(0, 2, 3, 1))
+            laterals.append(project(first + index, (LATERAL,), x, linear.weight, linear.bias)[0].permute(0, 3, 1, 2))
+        *maps, top = laterals
         maps[-1] = maps[-1] + F.interpolate(top, scale_factor=2.0, mode="nearest")
         return maps
 
@@ -91,8 +101,8 @@ class SwinFoundation(Foundation):
         self.register_buffer("no_mask", torch.zeros(1, width, 1, 1))
         self.register_buffer("position", torch.randn(2, width // 2))
         for index in range(self.depth):
-            for name in _LAYERS:
-                self._layer(index, name).register_forward_hook(Tap(index, name))
+            for name, place in _LAYERS.items():
+                self._blocks[index].set_submodule(place, Projection(self._layer(index, name), index, name))
 
     @property
     def depth(self) -> int:
@@ -109,16 +119,24 @@ class SwinFoundation(Foundation):
     def _layer(self, index: int, name: str) -> nn.Linear:
         return self._blocks[index].get_submodule(_LAYERS[name])
 
+    @property
+    def fused(self) -> tuple[tuple[str, ...], ...]:
+        return tuple((name,) for name in _LAYERS)
+
+    def lateral(self, stage: int) -> tuple[Tensor, Tensor]:
+        linear: Any = self.neck.laterals[stage][1]  # type: ignore[index]
+        return linear.weight, linear.bias
+
     def weight(self, index: int, name: str) -> Tensor:
         return self._layer(index, name).weight
 
-    def forward(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
-        return self.neck(self.stages(images_RCHW, update))
+    def forward(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
+        return self.neck(self.stages(images_RCHW, project), project, self.depth)
 
-    def stages(self, images_RCHW: Tensor, update: Update = unchanged) -> list[Tensor]:
+    def stages(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
         """The trunk's four stage outputs, (R, C, H, W) at strides 4, 8, 16 and 32, as ``SwinBackbone`` has them."""
         outputs: list[Tensor] = []
-        token = _UPDATE.set(update)
+        token = _PROJECT.set(project)
         try:
             x, size = self.trunk.embeddings(images_RCHW, interpolate_pos_encoding=True)
             for stage in self.trunk.encoder.layers:
@@ -127,7 +145,7 @@ class SwinFoundation(Foundation):
                 outputs.append(output)
                 size = (size[0] // 2, size[1] // 2)
         finally:
-            _UPDATE.reset(token)
+            _PROJECT.reset(token)
         return outputs
 
 
