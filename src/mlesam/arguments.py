@@ -163,14 +163,30 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     predict.add_argument("--out", type=Path, metavar="DIR", required=True)
 
-    export = command("export", "Write a run as an adapter to share, or one sensor's expert for PEFT.")
+    export = command(
+        "export",
+        "Write a run as an adapter to share, one sensor's expert for PEFT, or a model that runs without this package.",
+        epilog="An exported model (onnx, openvino, torch) takes one set of sensors at one size: docs/export.md.",
+    )
     export.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")
-    export.add_argument("--format", default="adapter", help="adapter (default) or peft")
-    export.add_argument("--out", type=Path, metavar="DIR", required=True)
+    export.add_argument("--format", default="adapter", help="adapter (default), peft, onnx, openvino or torch")
+    export.add_argument(
+        "--out", type=Path, metavar="PATH", required=True, help="a directory, or a file .onnx, .xml or .pt2"
+    )
     export.add_argument("--without", metavar="A,B", help="adapter: leave these sensors out")
     export.add_argument("--push", metavar="OWNER/NAME", help="adapter: upload it to the Hub as well")
     export.add_argument("--private", action="store_true", help="with --push: a private repository")
     export.add_argument("--modality", metavar="NAME", help="peft: whose expert")
+    export.add_argument(
+        "--modalities", metavar="A,B", help="model: the sensors that it takes (default: all of the run's)"
+    )
+    export.add_argument(
+        "--size",
+        metavar="WIDTHxHEIGHT",
+        help="model: of the frames (default: that of the run's dataset, else its crop)",
+    )
+    export.add_argument("--precision", metavar="NAME", help="model: fp32 (default); openvino: bf16 or int8")
+    export.add_argument("--data", metavar="DATASET", help="model: check it on this dataset instead of the run's own")
     _foundation_options(export)
 
     doctor = command("doctor", "Check the installation, a dataset, a recipe, a run or a SAM2 checkpoint.")

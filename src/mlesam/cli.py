@@ -21,6 +21,8 @@ from mlesam.errors import MlesamError, RequestError, WorkError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mlesam.model.run import Run
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
@@ -346,14 +348,18 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
 
 def _export(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
     _nothing_left(others, "export")
+    model = ("modalities", "size", "precision", "data")
     known = {"adapter": ("without", "push", "private"), "peft": ("modality",)}
+    known |= {"onnx": model, "openvino": model, "torch": model}
     if options.format not in known:
         raise RequestError(f"unknown format {options.format!r}{did_you_mean(options.format, known)}")
-    for name in {"without", "push", "private", "modality"} - set(known[options.format]):
+    for name in {name for names in known.values() for name in names} - set(known[options.format]):
         if getattr(options, name):
             raise RequestError(f"--{name} does not go with --format {options.format}; see `mlesam export --help`.")
     run = _load_run(options)
     console = _console()
+    if known[options.format] is model:
+        return _export_model(options, run, console)
     if options.format == "peft":
         from mlesam.model.peft import save_peft
 
@@ -371,6 +377,17 @@ def _export(options: argparse.Namespace, others: dict[str, str], command: str) -
     console.print(f"adapter written to {options.out}, {size:.1f} MiB", soft_wrap=True, markup=False, highlight=False)
     if options.push:
         console.print(push(options.out, options.push, options.private), soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def _export_model(options: argparse.Namespace, run: Run, console: Console) -> int:
+    from mlesam.inference.export import export_run, parse_size
+
+    export_run(
+        run, options.out, options.format, modalities=options.modalities.split(",") if options.modalities else None,
+        size=parse_size(options.size) if options.size else None, precision=options.precision or "fp32", data=options.data,
+        say=lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False),
+    )  # fmt: skip
     return 0
 
 

@@ -6,14 +6,14 @@ is inside: values in its unit go in, NaN where nothing was measured; calibrated 
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +24,9 @@ from mlesam.data.reading import resized
 from mlesam.data.statistics import spaced
 from mlesam.data.transforms import at_short_side
 from mlesam.errors import MlesamError, RequestError, WorkError, did_you_mean
+from mlesam.inference.agreement import TOLERANCES, Scene, arrays, differences, refuse_differences, summary
 from mlesam.inference.exported import Exported, load_exported, plain_spec
-from mlesam.inference.formats import FORMAT, OUTPUTS, PRECISIONS, SUFFIXES, convert, open_torch
+from mlesam.inference.formats import FORMAT, OUTPUTS, PACKAGES, PRECISIONS, SUFFIXES, convert, needed, open_torch
 from mlesam.inference.segmenter import Segmenter
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run
@@ -33,30 +34,6 @@ from mlesam.sensors.spec import SensorSpec, canonical_order
 
 CHECKED_FRAMES, RANGE_FRAMES = 4, 32
 """Frames that an export is checked on, and train frames that the ranges of int8 are measured on."""
-
-Scene = Mapping[str, Tensor]
-"""``{modality: (C, H, W)}`` float32 in the sensors' units, NaN where nothing was measured."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What an export may differ from the model by.
-
-    Attributes:
-        largest: greatest difference of any probability. mean: the mean over pixels of the probability that went to another
-            class. labels: least share of pixels with the same label, over real frames.
-    """
-
-    largest: float
-    mean: float
-    labels: float
-
-
-TOLERANCES = {
-    "fp32": Tolerance(1e-3, 1e-4, 0.999),
-    "bf16": Tolerance(1.0, 0.02, 0.98),
-    "int8": Tolerance(1.0, 0.05, 0.95),
-}
 
 
 class FixedSensors(nn.Module):
@@ -116,12 +93,17 @@ def export_model(
     if min(size) < 32:
         raise RequestError(f"the size is {size[1]}x{size[0]} pixels, but each side needs at least 32.")
     if precision == "int8" and not ranges:
-        raise RequestError("int8 needs frames to measure ranges on; give a dataset with a train split (--data KIND:PATH).")
+        raise RequestError(
+            "int8 needs frames to measure ranges on; give a dataset with a train split (--data KIND:PATH)."
+        )
     temperature = None if segmenter.calibration is None else segmenter.calibration.temperature(sensors)
-    module = FixedSensors(segmenter.model.cpu(), sensors, temperature or 1.0)
+    model = copy.deepcopy(segmenter.model).cpu().float()
+    module = FixedSensors(model, sensors, temperature or 1.0).eval()
     noise = random_scene(sensors, size)
     example = {m: x[None] for m, x in noise.items()}
-    save = convert(format, module, example, precision, [_arrays(scene) for scene in ranges])
+    model.merge()  # what is exported is the merged model, and what it is held against the plain one
+    save = convert(format, module, example, precision, [arrays(scene) for scene in ranges])
+    model.unmerge()
     about = {
         "format": FORMAT, "mlesam": mlesam.__version__, "name": name, "precision": precision,
         "modalities": list(sensors), "height": size[0], "width": size[1], "resize": segmenter.resize,
@@ -168,39 +150,40 @@ def export_run(
 
     Args:
         size: height and width. None: those of the dataset's frames as the run sees them, else the crop it was trained on.
-        data: another dataset than the run's own, by name. say: is told what was chosen.
+        data: another dataset than the run's own, by name. say: is told what was chosen and how it came out.
     """
     check_request(out, format, precision)
     sensors = chosen_sensors(run.sensors, modalities)
     found = _frames(run, data, sensors, say)
-    if size is None:
-        size = (run.recipe.data.crop,) * 2
-        if found["test"]:
-            first = _scene(found["test"][0], sensors, run.recipe.data.resize)
-            size = tuple(next(iter(first.values())).shape[-2:])  # type: ignore[assignment]
-    height, width = size
+    height, width = size or _usual_size(run, sensors, found["test"])
     say(f"{' + '.join(sensors)} at {width}x{height} pixels, {format} in {precision}")
     tested, trained = (
-        [_scene(frame, sensors, run.recipe.data.resize, size) for frame in spaced(found[split], most)]
+        [_scene(frame, sensors, run.recipe.data.resize, (height, width)) for frame in spaced(found[split], most)]
         for split, most in (("test", CHECKED_FRAMES), ("train", RANGE_FRAMES if precision == "int8" else 0))
     )
-    segmenter = Segmenter(
-        run.load_model(), run.sensors, run.classes, run.recipe.data.resize, "cpu", run.calibration
+    resize, calibration = run.recipe.data.resize, run.calibration
+    segmenter = Segmenter(run.load_model(), run.sensors, run.classes, resize, "cpu", calibration)
+    about = export_model(
+        segmenter, out, format, modalities=list(sensors), size=(height, width), precision=precision,
+        frames=tested, ranges=trained, name=run.recipe.name,
     )  # fmt: skip
-    return export_model(
-        segmenter, out, format, modalities=list(sensors), size=size, precision=precision, frames=tested, ranges=trained,
-        name=run.recipe.name,
-    )  # fmt: skip
+    for line in summary(about["checked"]):
+        say(line)
+    files = [path for path in (out, out.with_suffix(".bin")) if path.exists()]
+    say(f"model written to {out}, {sum(path.stat().st_size for path in files) / 2**20:.1f} MiB")
+    return about
 
 
 def check_request(out: Path, format: str, precision: str) -> None:
-    """Refuse what cannot be meant, before anything takes time."""
+    """Refuse what cannot be meant or done, before anything takes time."""
     if format not in SUFFIXES:
         raise RequestError(f"unknown format {format!r}{did_you_mean(format, SUFFIXES)}")
     if precision not in PRECISIONS[format]:
         raise RequestError(f"{format} is exported in {' or '.join(PRECISIONS[format])}, not in {precision!r}.")
     if out.suffix != SUFFIXES[format]:
         raise RequestError(f"a file of the format {format} ends with {SUFFIXES[format]}, and --out is {out}.")
+    for package in (*PACKAGES[format], *(("nncf",) if precision == "int8" else ())):
+        needed(package)
     for path in (out, out.with_suffix(".bin")) if format == "openvino" else (out,):
         if path.exists():
             raise RequestError(f"{path} exists; choose another --out.")
@@ -224,7 +207,9 @@ def parse_size(text: str) -> tuple[int, int]:
     """``WIDTHxHEIGHT``, or one number for a square, to height and width."""
     words = text.lower().split("x")
     if not (len(words) in (1, 2) and all(word.isdecimal() for word in words)):
-        raise RequestError(f"--size is {text!r}; write WIDTHxHEIGHT in pixels, as in 640x480, or one number for a square.")
+        raise RequestError(
+            f"--size is {text!r}; write WIDTHxHEIGHT in pixels, as in 640x480, or one number for a square."
+        )
     return int(words[-1]), int(words[0])
 
 
@@ -264,6 +249,14 @@ def _frames(
     return found
 
 
+def _usual_size(run: Run, sensors: Mapping[str, SensorSpec], frames: Sequence[Frame]) -> tuple[int, int]:
+    """Height and width of a frame as the run sees it; without one, of the crop that it was trained on."""
+    if not frames:
+        return run.recipe.data.crop, run.recipe.data.crop
+    height, width = next(iter(_scene(frames[0], sensors, run.recipe.data.resize).values())).shape[-2:]
+    return height, width
+
+
 def _scene(
     frame: Frame, sensors: Mapping[str, SensorSpec], resize: int | None, size: tuple[int, int] | None = None
 ) -> dict[str, Tensor]:
@@ -271,49 +264,8 @@ def _scene(
     scene = {}
     for modality, spec in sensors.items():
         outside = replace(spec, normalize="dataset")  # a frame's own mean is taken inside the graph
-        values = at_short_side(outside.encode(frame.read(modality, spec.channels), str(frame.files[modality])), resize, spec)
+        values = at_short_side(
+            outside.encode(frame.read(modality, spec.channels), str(frame.files[modality])), resize, spec
+        )
         scene[modality] = values if size is None else resized(values, size, spec.interpolation)
     return scene
-
-
-# ---------------------------------------------------------------- the check
-
-
-@torch.inference_mode()
-def differences(module: FixedSensors, exported: Exported, scenes: Sequence[Scene]) -> dict[str, float]:
-    """What an exported model gives beside the module that it was made of, over all scenes: the greatest difference of logits,
-    probabilities and shares, the mean probability that went to another class, and the share of equal labels."""
-    worst = {"logits": 0.0, "probabilities": 0.0, "weights": 0.0}
-    moved, equal = 0.0, 0.0
-    for scene in scenes:
-        expected, shares = module(*(x[None] for x in scene.values()))
-        logits, weights = (torch.from_numpy(np.array(v)) for v in exported.run(_arrays(scene)))
-        apart = (logits.softmax(1) - expected.softmax(1)).abs()
-        for key, value in (("logits", logits - expected), ("probabilities", apart), ("weights", weights - shares)):
-            worst[key] = max(worst[key], float(value.abs().max().nan_to_num(float("inf"))))
-        moved += float(apart.sum(dim=1).mean()) / 2 / len(scenes)
-        equal += float((logits.argmax(1) == expected.argmax(1)).float().mean()) / len(scenes)
-    return {**worst, "moved": moved, "equal_labels": equal}
-
-
-def refuse_differences(checked: Mapping[str, Any], tolerance: Tolerance, out: Path) -> None:
-    """WorkError where an export is not what it was made of. Low precision is judged on real frames where there are some: on noise
-    a trained model is nowhere sure."""
-    precise = tolerance.largest < 1
-    for what in ("random", "real"):
-        found = checked.get(what)
-        if found is None or (what == "random" and "real" in checked and not precise):
-            continue
-        rules = [("probabilities", found["probabilities"] <= tolerance.largest), ("moved", found["moved"] <= tolerance.mean)]
-        if what == "real":
-            rules.append(("equal_labels", found["equal_labels"] >= tolerance.labels))
-        wrong = [f"{name} {found[name]:.3g}" for name, fits in rules if not fits]
-        if wrong:
-            raise WorkError(
-                f"{out} is not written: on {what} inputs the exported model differs from the run's ({', '.join(wrong)}; allowed "
-                f"are {tolerance.largest:g}, {tolerance.mean:g} and labels {tolerance.labels:g}); choose another precision or format."
-            )
-
-
-def _arrays(scene: Scene) -> dict[str, np.ndarray]:
-    return {m: x[None].numpy() for m, x in scene.items()}

@@ -24,7 +24,9 @@ from mlesam.errors import DataError, RequestError
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 """What the files of each format end with."""
-PRECISIONS = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32",)}
+PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32",)}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
+"""What each format needs beside torch; int8 needs ``nncf`` as well."""
 OUTPUTS = ("logits", "weights")
 KEY = "mlesam"
 FLOAT = r".*(preparation|reliability|routers|scorers|stems|classify|hypernetworks)/.*"
@@ -54,11 +56,9 @@ def convert(
     if format == "torch":
         program = _traced(module, inputs)
         return lambda path, about: torch.export.save(program, path, extra_files={KEY: _dumps(about)})
-    onnx = needed("onnx")
-    needed("onnxscript")
-    quantized = _quantizer(scenes) if precision == "int8" else lambda model: model
     if format == "openvino":
         openvino = needed("openvino")
+        quantized = _quantizer(scenes) if precision == "int8" else lambda model: model
         model = quantized(openvino.convert_model(io.BytesIO(_onnx(module, inputs).SerializeToString())))
         for output, name in zip(model.outputs, OUTPUTS, strict=True):
             output.get_tensor().set_names({name})
@@ -68,7 +68,7 @@ def convert(
             openvino.save_model(model, str(path), compress_to_fp16=precision == "bf16")  # which loses less than running
 
         return save
-    graph = quantized(_onnx(module, inputs))
+    onnx, graph = needed("onnx"), _onnx(module, inputs)
 
     def save_onnx(path: Path, about: Mapping[str, Any]) -> None:
         del graph.metadata_props[:]
@@ -109,8 +109,8 @@ def _traced(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
 def _onnx(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     """The module as an ONNX model with named inputs and outputs, its nodes named after the modules that they come from.
 
-    Constants are folded. The exporter's own optimiser is left out: it also rewrites patterns, one of them wrongly (a scattered sum
-    that fills its target was taken for a copy), takes longer than all the rest, and the runtimes optimise by themselves.
+    Constants are folded. The exporter's own optimiser is left out: it also rewrites patterns, one of them wrongly (it takes a
+    scattered sum that fills its target for a copy), needs longer than all the rest, and the runtimes optimise by themselves.
     """
     common = needed("onnx_ir.passes.common")
     optimizer = needed("onnxscript.optimizer")
@@ -143,7 +143,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def _quantizer(scenes: Sequence[Mapping[str, np.ndarray]]) -> Callable[[Any], Any]:
-    """What brings the products of matrices of an ONNX or OpenVINO model to int8, after training: weights by channel, inputs by
+    """What brings the products of matrices of an OpenVINO model to int8, after training: weights by channel, inputs by
     the ranges that they have on ``scenes``, smoothed between the two (SmoothQuant, arXiv 2211.10438)."""
     with _quiet():
         nncf = needed("nncf")
@@ -178,7 +178,9 @@ def _quiet() -> Iterator[None]:
 # ---------------------------------------------------------------- and back
 
 
-def open_onnx(path: Path, precision: str | None = None, threads: int | None = None) -> tuple[dict[str, Any], str, Runner]:
+def open_onnx(
+    path: Path, precision: str | None = None, threads: int | None = None
+) -> tuple[dict[str, Any], str, Runner]:
     """What an ONNX file is about, the precision it runs in, and what runs it: ONNX Runtime on the CPU."""
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
