@@ -276,7 +276,7 @@ class MLESAM(nn.Module):
         height, width = shown[-1].shape[-2:]
         with torch.no_grad():
             answers = self.pyramid_head.coarse(features.levels)[..., :height, :width]
-            agreed = agreement(shown[1:], answers, features.segments, features.frames)
+            agreed = agreement(shown[1:], answers, features.frames)
         return torch.cat([features.signs, answer_signs(answers), agreed], dim=1)
 
     def trust(self, features: Features) -> Tensor | None:

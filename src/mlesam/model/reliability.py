@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlesam.model.experts import Segment
-
 FRAME_SIGNS, ANSWER_SIGNS, AGREEMENT_SIGNS = 10, 3, 18
 SIGNS = FRAME_SIGNS + ANSWER_SIGNS + AGREEMENT_SIGNS
 REACH = 10.0
@@ -73,9 +71,7 @@ def _entropy(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).sum(dim=1)
 
 
-def agreement(
-    maps: Sequence[Tensor], probabilities_RKHW: Tensor, segments: Sequence[Segment], frames: Sequence[Tensor]
-) -> Tensor:
+def agreement(maps: Sequence[Tensor], probabilities_RKHW: Tensor, frames: Sequence[Tensor]) -> Tensor:
     """(R, 18) float32: how well a row agrees with those of the same frame's other sensors; 0 where there is no other.
 
     A sensor that is stale or moved shows nothing wrong by itself, but it disagrees. Six numbers for each pair of sensors: of each
@@ -85,34 +81,28 @@ def agreement(
 
     Args:
         maps: two maps (R, C, h, w), probabilities_RKHW: of K classes; of all of them the part that shows the frame.
+        frames: for each sensor, the frame of each of its rows.
     """
-    views = [(F.normalize(x, dim=1), _centred(x)) for x in (m.detach().float() for m in maps)]
     p = probabilities_RKHW.detach().float()
-    mean, centred = p.mean(dim=(2, 3)), _centred(p)
-    rows = len(p)
-    found = p.new_zeros((rows, len(segments), 6))
-    other = torch.zeros((rows, len(segments)), dtype=torch.bool, device=p.device)
-    for i, (one, own) in enumerate(zip(segments, frames, strict=True)):
-        for j, (two, theirs) in enumerate(zip(segments[:i], frames[:i], strict=True)):
-            same = own[:, None] == theirs[None, :]
-            a, b = same.int().argmax(dim=1) + two.start, same.int().argmax(dim=0)  # each row's partner, if it has one
-            mine, yours = slice(one.start, one.stop), slice(two.start, two.stop)
-            numbers = []
-            for unit, whole in views:
-                numbers += [(unit[mine] * unit[a]).sum(dim=1).mean(dim=(1, 2)), (whole[mine] * whole[a]).sum(dim=1)]
-            chance = (mean[mine] * mean[a]).sum(dim=1)
-            agreed = (p[mine] * p[a]).sum(dim=1).mean(dim=(1, 2))
-            numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), (centred[mine] * centred[a]).sum(dim=1)]
-            pair = torch.stack(numbers, dim=1)
-            for rows, column, partner, has in ((mine, j, pair, same.any(dim=1)), (yours, i, pair[b], same.any(dim=0))):
-                found[rows, column] = torch.where(has[:, None], partner, 0.0)
-                other[rows, column] = has
-    there = other[:, :, None]
-    count = other.sum(dim=1).clamp(min=1)[:, None]
-    most = torch.where(there, found, float("-inf")).amax(dim=1)
-    least = torch.where(there, found, float("inf")).amin(dim=1)
-    signs = torch.cat([found.sum(dim=1) / count, most, least], dim=1)
-    return torch.where(other.any(dim=1, keepdim=True), signs, 0.0)
+    numbers = []
+    for x in (m.detach().float() for m in maps):
+        numbers += [_products(F.normalize(x, dim=1).flatten(1)) / x[0, 0].numel(), _products(_centred(x))]
+    chance, agreed = _products(p.mean(dim=(2, 3))), _products(p.flatten(1)) / p[0, 0].numel()
+    numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), _products(_centred(p))]
+    found_RR6 = torch.stack(numbers, dim=2)
+    owner = torch.cat(list(frames)).to(p.device)
+    # A frame has one row of a sensor, so its other rows are those of the other sensors.
+    other = (owner[:, None] == owner) & ~torch.eye(len(owner), dtype=torch.bool, device=p.device)
+    there, count = other[:, :, None], other.sum(dim=1).clamp(min=1)[:, None]
+    mean = torch.where(there, found_RR6, 0.0).sum(dim=1) / count
+    most = torch.where(there, found_RR6, float("-inf")).amax(dim=1)
+    least = torch.where(there, found_RR6, float("inf")).amin(dim=1)
+    return torch.where(other.any(dim=1, keepdim=True), torch.cat([mean, most, least], dim=1), 0.0)
+
+
+def _products(x_RN: Tensor) -> Tensor:
+    """(R, R) scalar products of all rows with each other."""
+    return x_RN @ x_RN.T
 
 
 def _centred(x: Tensor) -> Tensor:
