@@ -1,8 +1,9 @@
 """What exported models cost and keep: ``python benchmarks/export.py``.
 
-Time: a model of four sensors with random weights, exported at one size, against itself in torch, one frame of each by turns. Times
-are CPU seconds of one thread, so that other work on the machine does not count. Accuracy: a short training on the procedural
-world (``recipes/ablation.yaml``), exported in each precision and tested on its test split beside the run, both through ``Segmenter``.
+Time: a model of four sensors with random weights, exported at one size, against itself in torch, one frame of each by turns.
+Times are CPU seconds of one thread, so that other work on the machine does not count. Accuracy: a short training on the
+procedural world (``recipes/ablation.yaml``), exported in each precision and tested on its test split beside the run, both
+through ``Segmenter``.
 
 Writes ``benchmarks/results/export.json`` and prints a table.
 """

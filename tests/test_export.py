@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +340,21 @@ def test_what_is_no_exported_model_is_refused(tmp_path: Path, full: Path) -> Non
         load_exported(tmp_path / "foreign.onnx")
     with pytest.raises(RequestError, match="runs in fp32, not in bf16"):
         load_exported(full, precision="bf16")
+
+
+def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
+    code = (
+        "import socket\n"
+        "def refuse(*a, **k): raise AssertionError('a socket was opened')\n"
+        "socket.socket.connect = refuse\n"
+        "from mlesam.inference.formats import needed\n"
+        "openvino = needed('openvino')\n"
+        "from openvino_telemetry import Telemetry\n"
+        "assert Telemetry().consent is False\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "CI"}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**environment, "HOME": str(tmp_path)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_of_models_go_with_models(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
