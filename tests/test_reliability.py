@@ -106,7 +106,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 def test_agreement_by_hand_with_sensors_missing() -> None:
     maps = [torch.randn(6, 5, 4, 6) + 0.5, torch.randn(6, 5, 2, 3) + 0.5]
     answers = torch.randn(6, 4, 2, 3).softmax(dim=1)
-    found = agreement(maps, answers, SEGMENTS, FRAMES).numpy()
+    found = agreement(maps, answers, SEGMENTS, FRAMES, 3).numpy()
     for (frame, sensor), row in OWNER.items():
         others = [r for (f, s), r in OWNER.items() if f == frame and s != sensor]
         numbers = []
@@ -135,7 +135,7 @@ def test_the_one_that_lies_agrees_least() -> None:
         )
 
     found = agreement(
-        [seen((8, 6, 6)), seen((8, 3, 3))], (3 * seen((4, 3, 3))).softmax(1), segments, [torch.tensor([0])] * 3
+        [seen((8, 6, 6)), seen((8, 3, 3))], (3 * seen((4, 3, 3))).softmax(1), segments, [torch.tensor([0])] * 3, 1
     )
     assert found[:, :12].argmin(dim=0).tolist() == [1] * 12
 

@@ -99,7 +99,7 @@ class Batch:
 
     Attributes:
         images: ``{modality: (n, C, H, W)}`` with one row per frame that has the sensor.
-        frames: ``{modality: (n,) int64}``, which frame of the batch each row belongs to.
+        frames: ``{modality: (n,) int64}``, which frame of the batch each row belongs to, in rising order.
         labels: ``(B, H, W)`` int64, or None.
         ids, tags: one entry per frame.
         broken: in training, copies of sensors with a fault; None where there are none.

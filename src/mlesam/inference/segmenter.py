@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,19 +56,27 @@ class Segmenter:
         foundation: str | None = None,
         any_foundation: bool = False,
         revision: str | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
     ) -> Segmenter:
         """Load a run, an exported adapter directory, or an adapter on the Hub (``owner/name``).
 
         Args:
             foundation: where the foundation is, instead of what the adapter names.
             any_foundation: take it even if it is not the one trained on. revision: branch, tag or commit on the Hub.
+            precision: ``bf16`` computes in bfloat16 where that is safe: about half the time on processors made for it
+                (docs/performance.md says what it costs in accuracy).
 
         Raises:
             RequestError: there is neither, or its foundation is not here. DataError: damaged files, another foundation.
         """
         run = Run.load(path, foundation=foundation, any_foundation=any_foundation, revision=revision)
         resize, calibration = run.recipe.data.resize, run.calibration
-        return Segmenter(run.load_model(), run.sensors, run.classes, resize, device, calibration)
+        if precision not in ("fp32", "bf16"):
+            raise RequestError(f"precision is {precision!r}, but it must be fp32 or bf16.")
+        model = run.load_model().merge()
+        if precision == "bf16":
+            model.compute_in(torch.bfloat16)
+        return Segmenter(model, run.sensors, run.classes, resize, device, calibration)
 
     def __call__(
         self,

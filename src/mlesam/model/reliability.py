@@ -74,7 +74,11 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def agreement(
-    maps: Sequence[Tensor], probabilities_RKHW: Tensor, segments: Sequence[Segment], frames: Sequence[Tensor]
+    maps: Sequence[Tensor],
+    probabilities_RKHW: Tensor,
+    segments: Sequence[Segment],
+    frames: Sequence[Tensor],
+    count: int,
 ) -> Tensor:
     """(R, 18) float32: how well a row agrees with those of the same frame's other sensors; 0 where there is no other.
 
@@ -85,39 +89,47 @@ def agreement(
 
     Args:
         maps: two maps (R, C, h, w), probabilities_RKHW: of K classes; of all of them the part that shows the frame.
+        frames, count: which of so many frames B each segment's rows belong to.
     """
-    views = [(F.normalize(x, dim=1), _centred(x)) for x in (m.detach().float() for m in maps)]
+    frame_R, sensor_R = torch.cat(list(frames)), torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
+    everywhere = all(len(own) == count for own in frames)
+
+    def by_frame(x: Tensor) -> Tensor:
+        """(R, ...) to (B, M, ...), 0 where a frame lacks a sensor."""
+        if everywhere:
+            return x.unflatten(0, (len(segments), count)).transpose(0, 1)
+        return x.new_zeros(count, len(segments), *x.shape[1:]).index_put((frame_R, sensor_R), x)
+
+    def products(x_RL: Tensor) -> Tensor:
+        """(B, M, M) of each pair of a frame's sensors."""
+        x_BML = by_frame(x_RL)
+        return x_BML @ x_BML.transpose(1, 2)
+
+    numbers = []
+    for x in (m.detach().float() for m in maps):
+        numbers += [products(_flat(F.normalize(x, dim=1))) / x[0, 0].numel(), products(_centred(x))]
     p = probabilities_RKHW.detach().float()
-    mean, centred = p.mean(dim=(2, 3)), _centred(p)
-    rows = len(p)
-    found = p.new_zeros((rows, len(segments), 6))
-    other = torch.zeros((rows, len(segments)), dtype=torch.bool, device=p.device)
-    for i, (one, own) in enumerate(zip(segments, frames, strict=True)):
-        for j, (two, theirs) in enumerate(zip(segments[:i], frames[:i], strict=True)):
-            same = own[:, None] == theirs[None, :]
-            a, b = same.int().argmax(dim=1) + two.start, same.int().argmax(dim=0)  # each row's partner, if it has one
-            mine, yours = slice(one.start, one.stop), slice(two.start, two.stop)
-            numbers = []
-            for unit, whole in views:
-                numbers += [(unit[mine] * unit[a]).sum(dim=1).mean(dim=(1, 2)), (whole[mine] * whole[a]).sum(dim=1)]
-            chance = (mean[mine] * mean[a]).sum(dim=1)
-            agreed = (p[mine] * p[a]).sum(dim=1).mean(dim=(1, 2))
-            numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), (centred[mine] * centred[a]).sum(dim=1)]
-            pair = torch.stack(numbers, dim=1)
-            for rows, column, partner, has in ((mine, j, pair, same.any(dim=1)), (yours, i, pair[b], same.any(dim=0))):
-                found[rows, column] = torch.where(has[:, None], partner, 0.0)
-                other[rows, column] = has
-    there = other[:, :, None]
-    count = other.sum(dim=1).clamp(min=1)[:, None]
-    most = torch.where(there, found, float("-inf")).amax(dim=1)
-    least = torch.where(there, found, float("inf")).amin(dim=1)
-    signs = torch.cat([found.sum(dim=1) / count, most, least], dim=1)
-    return torch.where(other.any(dim=1, keepdim=True), signs, 0.0)
+    chance, agreed = products(p.mean(dim=(2, 3))), products(_flat(p)) / p[0, 0].numel()
+    numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), products(_centred(p))]
+    found_BMM6 = torch.stack(numbers, dim=-1)
+    there_BM = by_frame(torch.ones_like(frame_R, dtype=torch.bool))
+    oneself = torch.eye(len(segments), dtype=torch.bool, device=p.device)
+    other = (there_BM[:, :, None] & there_BM[:, None, :] & ~oneself)[..., None]
+    most = torch.where(other, found_BMM6, float("-inf")).amax(dim=2)
+    least = torch.where(other, found_BMM6, float("inf")).amin(dim=2)
+    mean = torch.where(other, found_BMM6, 0.0).sum(dim=2) / other.sum(dim=2).clamp(min=1)
+    signs = torch.where(other.any(dim=2), torch.cat([mean, most, least], dim=2), 0.0)
+    return signs[frame_R, sensor_R]
 
 
-def _centred(x: Tensor) -> Tensor:
-    """(R, ...) without each channel's mean, as one vector of length 1."""
-    return F.normalize((x - x.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=1)
+def _flat(x_RCHW: Tensor) -> Tensor:
+    """(R, H W C): in the order of memory, as the trunk delivers it."""
+    return x_RCHW.permute(0, 2, 3, 1).flatten(1)
+
+
+def _centred(x_RCHW: Tensor) -> Tensor:
+    """(R, H W C) without each channel's mean, as one vector of length 1."""
+    return F.normalize(_flat(x_RCHW - x_RCHW.mean(dim=(2, 3), keepdim=True)), dim=1)
 
 
 class Reliability(nn.Module):
