@@ -162,6 +162,12 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         help="break a sensor first, for example rgb:fog:3; repeatable (docs/protocols.md lists the faults)",
     )
     predict.add_argument("--out", type=Path, metavar="DIR", required=True)
+    predict.add_argument(
+        "--submission",
+        type=Path,
+        metavar="FILE.zip",
+        help="with --input muses:PATH: also what the benchmark's server takes",
+    )
 
     export = command("export", "Write a run as an adapter to share, or one sensor's expert for PEFT.")
     export.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")

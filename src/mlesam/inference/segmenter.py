@@ -228,8 +228,8 @@ def picture(values: np.ndarray, stored: np.ndarray, spec: SensorSpec) -> np.ndar
         return np.ascontiguousarray(stored[..., :3])
     if len(values) not in (1, 3):
         return false_color(values)
-    if spec.photometric == "color" and spec.normalize == "dataset":
-        low, high = spec.range
+    low, high = spec.range
+    if spec.photometric == "color" and spec.normalize == "dataset" and np.isfinite(high - low):
         scaled = np.where(np.isfinite(values), (values - low) / max(float(high - low), 1e-6), 0.0).clip(0, 1)
     else:
         scaled = stretched(values)
