@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +30,9 @@ from mlesam.model.hub import fetch_folder, is_hub_id
 
 LEVEL_STRIDES = (4, 8, 16)
 PROJECTIONS = ("q", "k", "v", "proj", "mlp_in", "mlp_out")
+After = Callable[[int, Tensor], Tensor | None]
+"""Called after each of the four stages with its number (from 0) and its map (R, C, H, W). What it returns are the rows that go
+on; None: all."""
 FAMILIES = {"sam2": "Segment Anything Model 2", "swin": "Swin Transformer"}
 """What the foundations of each family are called."""
 MODEL_TYPES = {"sam2": "sam2", "sam2_video": "sam2", "swin": "swin"}
@@ -72,12 +76,13 @@ class Foundation(nn.Module, ABC):
         self.source, self.commit, self.width = source, commit, width
 
     @abstractmethod
-    def forward(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
+    def forward(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
         """Run trunk and neck on stacked rows.
 
         Args:
             images_RCHW: (R, 3, H, W), sides multiples of ``stride``, rows of one sensor side by side.
             project: computes each projection that an expert may add to; without it the foundation runs alone.
+            after: called after each stage; may leave rows behind.
 
         Returns:
             Maps (R, C, H / s, W / s) for the strides 4, 8 and 16.

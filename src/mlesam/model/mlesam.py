@@ -15,8 +15,9 @@ from mlesam.errors import RequestError, did_you_mean
 from mlesam.model.aligner import Aligners
 from mlesam.model.experts import SHARED, Experts, Segment
 from mlesam.model.features import Features
-from mlesam.model.foundation import LEVEL_STRIDES, load_foundation
+from mlesam.model.foundation import LEVEL_STRIDES, After, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
+from mlesam.model.look import Look, Looking
 from mlesam.model.merged import Merged
 from mlesam.model.reliability import Reliability, agreement, answer_signs, frame_signs
 from mlesam.model.router import Router
@@ -76,8 +77,8 @@ def _valid(size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def belongs_to(name: str, modality: str) -> bool:
-    """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner, scorers or reliability."""
-    parts = ("stems", "experts", "aligners", "reliability")
+    """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner, scorers, reliability or look."""
+    parts = ("stems", "experts", "aligners", "reliability", "looks")
     return name.startswith(tuple(f"{part}.{modality}." for part in parts)) or f".scorers.{modality}." in name
 
 
@@ -153,6 +154,10 @@ class MLESAM(nn.Module):
         self.pyramid_head = PyramidHead(width, config.pyramid_width or width, num_classes)
         weighed = self.modalities if config.reliability and len(self.modalities) > 1 else ()
         self.reliability = nn.ModuleDict({m: Reliability() for m in weighed})
+        looking = self.modalities if config.look is not None and len(self.modalities) > config.look_keep else ()
+        self.looks = nn.ModuleDict(
+            {m: Look(self.foundation.lateral((config.look or 1) - 1)[0].shape[1]) for m in looking}
+        )
         if config.mask_decoder == "freeze":
             if loaded.decoder_is_drawn:
                 raise RequestError(
@@ -229,8 +234,13 @@ class MLESAM(nn.Module):
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.1%})"
 
-    def encode(self, batch: Batch) -> Features:
-        """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed."""
+    def encode(self, batch: Batch, after: After | None = None) -> Features:
+        """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed; with
+        ``model.look``, those that promise least are not in what comes back, unless the model is being trained.
+
+        Args:
+            after: called after each of the trunk's stages, to see its map; all sensors are computed then.
+        """
         unknown = [m for m in batch.images if m not in self.modalities]
         if unknown:
             raise RequestError(f"this model has no sensor {unknown[0]!r}{did_you_mean(unknown[0], self.modalities)}")
@@ -255,18 +265,21 @@ class MLESAM(nn.Module):
             start += len(image)
         stacked = maps[0] if len(maps) == 1 else torch.cat(maps)
         segments_ = tuple(segments)
-        levels = self.foundation(stacked, (self.merged or self.experts).on(segments_))
+        frames = tuple(batch.frames[m].to(stacked.device) for m in present)
+        seen = torch.cat(signs) if signs else None
+        projects = (self.merged or self.experts).on
+        ready = len(self.looks) and all(self.looks[s.modality].ready for s in segments_)
+        if ready and not self.training and after is None:
+            config = self.config
+            pass_ = Looking(self.looks, config.look or 1, config.look_keep, segments_, frames, len(batch), projects)
+            levels = self.foundation(stacked, pass_.project, pass_.after)
+            segments_, frames = pass_.segments, pass_.frames
+            seen = seen if seen is None or pass_.rows is None else seen[pass_.rows]
+        else:
+            levels = self.foundation(stacked, projects(segments_), after)
         if self.merged is None or not self.merged.aligned:
             levels = self.aligners(levels, segments_)
-        frames = tuple(batch.frames[m].to(stacked.device) for m in present)
-        return Features(
-            tuple(levels),
-            segments_,
-            frames,
-            len(batch),
-            (height, width),
-            torch.cat(signs) if signs else None,
-        )
+        return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen)
 
     def _check_coverage(self, batch: Batch, present: list[str]) -> None:
         if any(len(batch.frames[m]) == len(batch) for m in present):
