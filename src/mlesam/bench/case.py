@@ -1,0 +1,109 @@
+"""Cases: what is measured against what. All subjects of a suite are measured in the same turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlesam.bench.measure import Build, Run, compared, in_turns, peak_mib
+from mlesam.bench.setting import Setting
+from mlesam.errors import WorkError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that can be measured.
+
+    Attributes:
+        name: short. about: a sentence for who reads the result. build: makes what does the work once.
+        precision: what it computes in.
+    """
+
+    name: str
+    about: str
+    build: Build
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A subject against its baseline.
+
+    Attributes:
+        name: of the result, without preset and size. others: further baselines, whose ratios stand beside the first one's.
+        tolerance: how far the outputs may differ from a baseline's of the same precision, as a share of its largest value; no
+            ratio is given where they differ more. None: the two do not compute the same.
+    """
+
+    name: str
+    subject: Subject
+    baseline: Subject
+    others: tuple[Subject, ...] = ()
+    tolerance: float | None = None
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        return (self.subject, self.baseline, *self.others)
+
+
+def measure_cases(
+    cases: Sequence[Case], setting: Setting, rounds: int, advance: Callable[[int, int], None] = lambda done, total: None
+) -> list[dict[str, Any]]:
+    """A row for each case.
+
+    Raises:
+        WorkError: two that should compute the same do not.
+    """
+    torch.set_num_threads(setting.threads)
+    subjects = {subject.name: subject for case in cases for subject in case.subjects}
+    runs: dict[str, Run] = {name: subject.build(setting) for name, subject in subjects.items()}
+    errors = _errors(cases, runs)
+    clock = in_turns(runs, rounds, setting.wait, advance)
+    runs.clear()
+    peaks = {name: peak_mib(subject.build, setting) for name, subject in subjects.items()}
+
+    def against(case: Case, baseline: Subject) -> dict[str, Any]:
+        found = compared(clock[case.subject.name], clock[baseline.name])
+        ratio = {"ratio": found.pop("ratio"), "baseline": baseline.name}
+        memory = {"peak_mib": peaks[case.subject.name], "baseline_peak_mib": peaks[baseline.name]}
+        return {**ratio, **found, **memory, "error": errors.get((case.name, baseline.name))}
+
+    rows = []
+    for case in cases:
+        row = {"name": case.name + setting.suffix, **against(case, case.baseline)}
+        row["conditions"] = f"{setting.describe()}; {case.subject.about}; median of {rounds} rounds in turns"
+        if case.others:
+            row["against"] = {other.name: against(case, other) for other in case.others}
+        rows.append(row)
+    return rows
+
+
+def _errors(cases: Sequence[Case], runs: dict[str, Run]) -> dict[tuple[str, str], float]:
+    """By case and baseline, how far the outputs differ. Every subject runs once, on the same numbers."""
+    wanted = {s.name for case in cases if case.tolerance is not None for s in case.subjects}
+    outputs = {name: run() for name, run in runs.items() if name in wanted}
+    found = {}
+    for case in cases:
+        if case.tolerance is None:
+            continue
+        for baseline in case.subjects[1:]:
+            error = difference(outputs[case.subject.name], outputs[baseline.name])
+            found[case.name, baseline.name] = error
+            same = baseline.precision == case.subject.precision
+            if same and not error <= case.tolerance:
+                raise WorkError(
+                    f"{case.subject.name} and {baseline.name} differ by {error:.1e} of the largest output, and only "
+                    f"{case.tolerance:g} is allowed; no ratio is given for what does not compute the same."
+                )
+    return found
+
+
+def difference(ours: Tensor | None, theirs: Tensor | None) -> float:
+    """The largest difference as a share of the largest value of ``theirs``."""
+    assert ours is not None and theirs is not None
+    apart = (ours.float() - theirs.float()).abs().max()
+    return float(f"{float(apart / theirs.float().abs().max()):.2e}")
