@@ -51,9 +51,13 @@ class Case:
 
 
 def measure_cases(
-    cases: Sequence[Case], setting: Setting, rounds: int, advance: Callable[[int, int], None] = lambda done, total: None
+    cases: Sequence[Case],
+    setting: Setting,
+    rounds: int,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+    memory: bool = True,
 ) -> list[dict[str, Any]]:
-    """A row for each case.
+    """A row for each case; without ``memory`` its peaks are null, which saves a process for each subject.
 
     Raises:
         WorkError: two that should compute the same do not.
@@ -62,9 +66,9 @@ def measure_cases(
     subjects = {subject.name: subject for case in cases for subject in case.subjects}
     runs: dict[str, Run] = {name: subject.build(setting) for name, subject in subjects.items()}
     errors = _errors(cases, runs)
-    clock = in_turns(runs, rounds, setting.wait, advance)
+    clock = in_turns(runs, rounds, setting, advance)
     runs.clear()
-    peaks = {name: peak_mib(subject.build, setting) for name, subject in subjects.items()}
+    peaks = {name: peak_mib(subject.build, setting) if memory else None for name, subject in subjects.items()}
 
     def against(case: Case, baseline: Subject) -> dict[str, Any]:
         found = compared(clock[case.subject.name], clock[baseline.name])

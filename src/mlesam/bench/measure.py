@@ -30,23 +30,24 @@ Build = Callable[[Setting], Run]
 def in_turns(
     runs: Mapping[str, Callable[[], object]],
     rounds: int,
-    wait: Callable[[], None] = lambda: None,
+    setting: Setting,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[float]]:
     """Seconds of each round of each: A B C A B C ...
 
     Args:
-        wait: called before a clock starts and before it stops. advance: called with rounds done and in all.
+        advance: called with rounds done and in all.
     """
+    now = time.process_time if setting.counts_cpu_time else time.perf_counter
     clock: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + WARM_UP):
         for name, run in runs.items():
-            wait()
-            began = time.perf_counter()
+            setting.wait()
+            began = now()
             run()
-            wait()
+            setting.wait()
             if number >= WARM_UP:
-                clock[name].append(time.perf_counter() - began)
+                clock[name].append(now() - began)
         advance(number + 1, rounds + WARM_UP)
     return clock
 

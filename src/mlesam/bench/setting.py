@@ -61,8 +61,19 @@ class Setting:
         frames = f"batch {self.batch}, {self.size}x{self.size}, sensors {', '.join(self.channels)}"
         return (
             f"{self.preset}, {frames}, {self.classes} classes, rank {self.rank}; "
-            f"{self.device if self.device != 'cpu' else f'{self.threads} CPU threads'}"
+            f"{self.clock}"
         )
+
+    @property
+    def counts_cpu_time(self) -> bool:
+        """With a single thread its own time counts, so that other work on the machine does not."""
+        return self.device == "cpu" and self.threads == 1
+
+    @property
+    def clock(self) -> str:
+        if self.device != "cpu":
+            return f"time on {self.device}"
+        return "CPU time of 1 thread" if self.counts_cpu_time else f"time with {self.threads} CPU threads"
 
     def model(self) -> MLESAM:
         """The model in evaluation mode, with noise in what starts at zero: experts, aligners, biases."""
