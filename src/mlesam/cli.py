@@ -64,7 +64,7 @@ def _run(words: list[str]) -> int:
     options = parser.parse_args(known)
     run = {
         "demo": _demo, "world": _world, "mini": _mini, "train": _train, "evaluate": _evaluate, "report": _report,
-        "predict": _predict, "export": _export, "doctor": _doctor, "ablate": _ablate,
+        "predict": _predict, "export": _export, "doctor": _doctor, "ablate": _ablate, "bench": _bench,
     }[first]  # fmt: skip
     return run(options, others, f"mlesam {shlex.join(words)}")
 
@@ -376,6 +376,33 @@ def _doctor(options: argparse.Namespace, others: dict[str, str], command: str) -
     names = ("parity", "image", "out", "stats", "split", "frames")
     chosen = {name: getattr(options, name) for name in names}
     return doctor(options.target, _overrides(others, "doctor"), _console(), **chosen)
+
+
+def _bench(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    _nothing_left(others, "bench")
+    from mlesam.bench.command import Request, bench
+
+    request = Request(
+        suite=options.suite,
+        presets=tuple(options.preset.split(",")),
+        sizes=_whole_numbers(options.size, "size"),
+        rounds=options.rounds,
+        threads=options.threads,
+        device=options.device,
+        memory=options.memory,
+        seed=options.seed,
+    )
+    console = _console()
+    with _counting(console, "measuring in turns") as advance:
+        bench(request, options.out, command, console, advance)
+    return 0
+
+
+def _whole_numbers(text: str | None, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise RequestError(f"--{name} is {text!r}, but it must be whole numbers with commas between them.") from None
 
 
 def _nothing_left(others: dict[str, str], command: str) -> None:

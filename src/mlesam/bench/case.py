@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ class Subject:
 
     Attributes:
         name: short. about: a sentence for who reads the result. build: makes what does the work once.
-        precision: what it computes in.
+        precision: what it computes in. units: how many of what is reported (steps, frames) one call does.
     """
 
     name: str
     about: str
     build: Build
     precision: str = "fp32"
+    units: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def measure_cases(
     subjects = {subject.name: subject for case in cases for subject in case.subjects}
     runs: dict[str, Run] = {name: subject.build(setting) for name, subject in subjects.items()}
     errors = _errors(cases, runs)
-    clock = in_turns(runs, rounds, setting, advance)
+    turns = in_turns(runs, rounds, setting, advance)
+    clock = {name: [seconds / subjects[name].units for seconds in turns[name]] for name in subjects}
     runs.clear()
     peaks = {name: peak_mib(subject.build, setting) if memory else None for name, subject in subjects.items()}
 
@@ -89,7 +91,7 @@ def measure_cases(
 def _errors(cases: Sequence[Case], runs: dict[str, Run]) -> dict[tuple[str, str], float]:
     """By case and baseline, how far the outputs differ. Every subject runs once, on the same numbers."""
     wanted = {s.name for case in cases if case.tolerance is not None for s in case.subjects}
-    outputs = {name: run() for name, run in runs.items() if name in wanted}
+    outputs = {name: cast(Tensor, run()) for name, run in runs.items() if name in wanted}
     found = {}
     for case in cases:
         if case.tolerance is None:
@@ -106,8 +108,7 @@ def _errors(cases: Sequence[Case], runs: dict[str, Run]) -> dict[tuple[str, str]
     return found
 
 
-def difference(ours: Tensor | None, theirs: Tensor | None) -> float:
+def difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference as a share of the largest value of ``theirs``."""
-    assert ours is not None and theirs is not None
     apart = (ours.float() - theirs.float()).abs().max()
     return float(f"{float(apart / theirs.float().abs().max()):.2e}")

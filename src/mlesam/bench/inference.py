@@ -84,10 +84,8 @@ WHOLE = {
     p: Subject(f"whole-{p}", f"pictures to logits, {p}, all sensors in one pass", partial(whole, precision=p), p)
     for p in PRECISIONS
 }
-NAIVE = {
-    p: Subject(f"naive-{p}", f"transformers' SAM2 with PEFT LoRA, a pass for each sensor, {p}, heads as ours", partial(naive, precision=p), p)
-    for p in PRECISIONS
-}  # fmt: skip
+THEIRS = "transformers' SAM2 with PEFT LoRA, a pass for each sensor"
+NAIVE = {p: Subject(f"naive-{p}", f"{THEIRS}, {p}, heads as ours", partial(naive, precision=p), p) for p in PRECISIONS}
 FLOOR = Subject("floor-fp32", "the frozen trunk and neck alone on the stacked rows, fp32", floor)
 UNMERGED = Subject("unmerged", "pictures to fused maps with the experts as products of their own, fp32", fused)
 

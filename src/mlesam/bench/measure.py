@@ -87,22 +87,32 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _peak_mib(build: Build, setting: Setting) -> float:
     torch.set_num_threads(setting.threads)
-    build(setting.with_(preset="nano-random", size=64))()  # what is loaded once for all: libraries, kernels
-    gc.collect()
-    if torch.device(setting.device).type == "cuda":
-        before = torch.cuda.memory_allocated(setting.device)
-        run = build(setting)
-        torch.cuda.reset_peak_memory_stats(setting.device)
-        for _ in range(2):
-            run()
-        return round((torch.cuda.max_memory_allocated(setting.device) - before) / 2**20, 1)
-    before = resident_mib()
+    return peak_of(build, setting)[1]
+
+
+def peak_of(build: Build, setting: Setting, calls: int = 2) -> tuple[Run, float]:
+    """Build in this process and run; what was built, and the peak in MiB."""
+    _warm(setting)
+    cuda = torch.device(setting.device).type == "cuda"
+    before = torch.cuda.memory_allocated(setting.device) / 2**20 if cuda else resident_mib()
     run = build(setting)
     gc.collect()
-    forget_peak()  # of building, which may hold weights twice
-    for _ in range(2):
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(setting.device)
+    else:
+        forget_peak()  # of building, which may hold weights twice
+    for _ in range(calls):
         run()
-    return round(max(0.0, peak_resident_mib() - before), 1)
+    after = torch.cuda.max_memory_allocated(setting.device) / 2**20 if cuda else peak_resident_mib()
+    return run, round(max(0.0, after - before), 1)
+
+
+def _warm(setting: Setting) -> None:
+    """Load what is loaded once for all: libraries, threads, kernels."""
+    x = torch.randn(1, 3, 32, 32, device=setting.device, requires_grad=True)
+    layer = torch.nn.Conv2d(3, 8, 3, device=setting.device)
+    torch.nn.functional.gelu(layer(x).flatten(1)).square().mean().backward()
+    setting.wait()
 
 
 def resident_mib() -> float:
@@ -116,6 +126,11 @@ def peak_resident_mib() -> float:
     ``ru_maxrss`` would not do there: a process that another one started begins with what that one held.
     """
     return _status("VmHWM") or _max_rss_mib()
+
+
+def data_mib() -> float:
+    """What this process may write to, touched or not: what ``RLIMIT_DATA`` counts. 0 where the system does not say."""
+    return _status("VmData")
 
 
 def forget_peak() -> None:

@@ -33,9 +33,7 @@ from mlesam.sample import Batch
 def need_peft() -> None:
     """RequestError where PEFT is not installed."""
     if find_spec("peft") is None:
-        raise RequestError(
-            'the baseline "naive" needs the package peft; install it with: pip install "mlesam[bench]"'
-        )
+        raise RequestError('the baseline "naive" needs the package peft; install it with: pip install "mlesam[bench]"')
 
 
 class Naive(nn.Module):

@@ -19,7 +19,7 @@ SENSORS = ("rgb", "depth", "event", "lidar", "thermal", "radar")
 """In the order in which they come in; the first four are DELIVER's."""
 PRECISIONS = ("fp32", "bf16")
 NOISE = 0.02
-"""Standard deviation of what starts at zero. A fresh expert adds exactly nothing, so that a wrong one could not be told from it."""
+"""Standard deviation of what starts at zero: a fresh expert adds exactly nothing, and a wrong one could not be told from it."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,7 @@ class Setting:
 
     def describe(self) -> str:
         frames = f"batch {self.batch}, {self.size}x{self.size}, sensors {', '.join(self.channels)}"
-        return (
-            f"{self.preset}, {frames}, {self.classes} classes, rank {self.rank}; "
-            f"{self.clock}"
-        )
+        return f"{self.preset}, {frames}, {self.classes} classes, rank {self.rank}; {self.clock}"
 
     @property
     def counts_cpu_time(self) -> bool:

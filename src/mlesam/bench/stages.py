@@ -43,7 +43,18 @@ _KINDS = {
     "pooling": ("max_pool",),
     "mlp": ("gelu", "relu"),
     "norms": ("layer_norm",),
-    "copies": ("clone", "copy", "constant_pad", "contiguous", "cat", "index_select", "permute", "view", "slice", "split"),
+    "copies": (
+        "clone",
+        "copy",
+        "constant_pad",
+        "contiguous",
+        "cat",
+        "index_select",
+        "permute",
+        "view",
+        "slice",
+        "split",
+    ),
     "residuals": ("add",),
 }
 """Inside a block, operations without a weight, by parts of their names."""
@@ -122,8 +133,8 @@ def profile(setting: Setting, rounds: int) -> dict[str, Any]:
     """Milliseconds of each part of one frame, medians over rounds.
 
     Returns:
-        ``parts``: by part. ``stages``: by part for each of the trunk's stages. ``milliseconds``: their sum. ``floor``: of it, what
-        trunk and neck take by themselves.
+        ``parts``: by part. ``stages``: by part for each of the trunk's stages. ``milliseconds``: their sum. ``floor``: of it,
+        what trunk and neck take by themselves.
     """
     torch.set_num_threads(setting.threads)
     model, batch = setting.model(), setting.frames()
@@ -157,7 +168,11 @@ def _watched(model: MLESAM, clock: _Clock) -> Iterator[None]:
     """Tell the clock which part runs where weights alone would not tell."""
     handles = []
     inside: dict[str, nn.Module] = {"aligners": model.aligners, "mask head": model.mask_head}
-    for name, module in (*inside.items(), ("pyramid head", model.pyramid_head), *(("router", r) for r in model.routers)):
+    for name, module in (
+        *inside.items(),
+        ("pyramid head", model.pyramid_head),
+        *(("router", r) for r in model.routers),
+    ):
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: clock.inside.append(name)))
         handles.append(module.register_forward_hook(lambda *_: clock.inside.pop() and None))
 
