@@ -18,6 +18,8 @@ from mlesam.errors import RequestError, WorkError
 
 SHARE = 0.6
 """Of the memory that is free, what a search for the largest batch may take."""
+UNTOUCHED = 128.0
+"""MiB that allocators and threads map beyond what they use; what is used is compared with the limit itself."""
 MOST = 4096
 """Frames beyond which no search goes on."""
 
@@ -60,14 +62,13 @@ def largest_batch(subject: Subject, setting: Setting, limit_mib: float) -> Fit |
     growth = max(two.peak_mib - one.peak_mib, 1e-3)
     good, bad = two, MOST + 1
     probe = min(MOST, max(3, int((limit_mib - one.peak_mib) / growth) + 1))
+    step = max(1, probe // 16)  # the guess is near: from there in steps that double, and then by halves
     while bad - good.batch > 1:
         fit = attempt(subject, setting.with_(batch=probe), limit_mib)
-        if fit is None:
-            bad = probe
-        else:
-            good = fit
-        step = max(1, good.batch // 8)
-        probe = min((good.batch + bad) // 2, good.batch + step) if bad <= MOST else min(MOST, good.batch + step)
+        good, bad = (good, probe) if fit is None else (fit, bad)
+        middle = (good.batch + bad) // 2
+        probe = min(middle, good.batch + step) if bad > MOST else max(middle, bad - step)
+        step *= 2
     return good
 
 
@@ -97,7 +98,7 @@ def _attempt(subject: Subject, setting: Setting, limit_mib: float) -> Fit | None
 
 
 def _limit(device: str, mib: float) -> None:
-    """Let this process have so much more memory than now, and not a byte beyond."""
+    """Let the system give this process so much more memory than now, and hardly more."""
     if torch.device(device).type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 2**20
         torch.cuda.set_per_process_memory_fraction(min(1.0, mib / total), device)
@@ -106,7 +107,7 @@ def _limit(device: str, mib: float) -> None:
         import resource
     except ImportError:  # not on Windows
         return
-    most = int((data_mib() + mib) * 2**20)
+    most = int((data_mib() + mib + UNTOUCHED) * 2**20)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 

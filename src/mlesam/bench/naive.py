@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Sam2VisionModel
 
 from mlesam.errors import RequestError
@@ -51,8 +51,9 @@ class Naive(nn.Module):
 
         super().__init__()
         device = next(model.parameters()).device
+        config: Any = preset_config(model.config.foundation).vision_config
         with torch.device("meta"):  # only the code: weights come from the model
-            vision = Sam2VisionModel(preset_config(model.config.foundation).vision_config)
+            vision = Sam2VisionModel(config)
         foundation: Any = model.foundation
         vision.backbone, vision.neck = foundation.trunk, foundation.neck
         adapted: Any = vision
@@ -99,12 +100,3 @@ class Naive(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         return self.decode(self.encode(batch))
-
-
-def plain_vision(model: MLESAM, images_RCHW: Tensor) -> list[Tensor]:
-    """Maps of the frozen trunk and neck by the code of ``transformers``, for checks."""
-    with torch.device("meta"):
-        vision = Sam2VisionModel(preset_config(model.config.foundation).vision_config)
-    foundation: Any = model.foundation
-    vision.backbone, vision.neck = foundation.trunk, foundation.neck
-    return list(vision.eval()(pixel_values=images_RCHW).fpn_hidden_states)

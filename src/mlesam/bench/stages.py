@@ -129,7 +129,7 @@ def _owner(name: str, ends: list[int]) -> tuple[int, str]:
     return 0, next((part for prefix, part in _PREFIXES.items() if name.startswith(prefix)), "other")
 
 
-def profile(setting: Setting, rounds: int) -> dict[str, Any]:
+def profile(setting: Setting, rounds: int, precision: str = "fp32") -> dict[str, Any]:
     """Milliseconds of each part of one frame, medians over rounds.
 
     Returns:
@@ -141,7 +141,7 @@ def profile(setting: Setting, rounds: int) -> dict[str, Any]:
     found: dict[tuple[int, str], list[float]] = {}
     for number in range(rounds + 1):
         clock = _Clock(model, setting)
-        with torch.inference_mode(), _watched(model, clock), clock:
+        with torch.inference_mode(), setting.autocast(precision), _watched(model, clock), clock:
             output = model(batch)
             with clock.part("upsampling"):
                 _ = output.logits
@@ -159,7 +159,7 @@ def profile(setting: Setting, rounds: int) -> dict[str, Any]:
         "floor": round(sum(parts[p] for p in FLOOR), 2),
         "parts": {part: round(ms, 3) for part, ms in parts.items() if ms},
         "stages": stages,
-        "conditions": f"{setting.describe()}; median of {rounds} rounds; operations alone, without Python between them",
+        "conditions": f"{setting.describe()}; {precision}; median of {rounds} rounds; operations alone, without Python between them",
     }
 
 
