@@ -28,7 +28,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| **{title}** | {' | '.join(f'{row[key]:,.0f}' for row in rows)} |")
     for part in PARTS:
         if any(part in row["parts"] for row in rows):
-            lines.append(f"| {part} | {' | '.join(f'{row["parts"].get(part, 0.0):,.1f}' for row in rows)} |")
+            cells = [f"{row['parts'].get(part, 0.0):,.1f}" for row in rows]
+            lines.append(f"| {part} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

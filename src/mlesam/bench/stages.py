@@ -159,7 +159,7 @@ def profile(setting: Setting, rounds: int, precision: str = "fp32") -> dict[str,
         "floor": round(sum(parts[p] for p in FLOOR), 2),
         "parts": {part: round(ms, 3) for part, ms in parts.items() if ms},
         "stages": stages,
-        "conditions": f"{setting.describe()}; {precision}; median of {rounds} rounds; operations alone, without Python between them",
+        "conditions": f"{setting.describe()}; {precision}; median of {rounds} rounds; operations alone, no Python between them",
     }
 
 
