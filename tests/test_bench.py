@@ -67,19 +67,21 @@ def test_naive_gives_the_maps_of_transformers_with_merged_weights() -> None:
         model.unmerge()
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
 @torch.inference_mode()
-def test_naive_equals_the_model() -> None:
+def test_naive_equals_the_model(by_hand: bool) -> None:
     batch = SETTING.frames()
-    ours, theirs = SETTING.model()(batch), naive.Naive(SETTING.model())(batch)
+    ours, theirs = SETTING.model()(batch), naive.Naive(SETTING.model(), by_hand=by_hand)(batch)
     assert ours.logits.std() > 0.1
     torch.testing.assert_close(theirs.logits, ours.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(theirs.shares, ours.shares, atol=1e-4, rtol=1e-4)
 
 
-def test_naive_has_the_gradients_of_the_model() -> None:
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_naive_has_the_gradients_of_the_model(by_hand: bool) -> None:
     """Also for the adapters that were switched off again before the backward pass."""
     batch, config = SETTING.with_(batch=2).frames(), training.TrainingConfig(modality_dropout=0.0)
-    model, theirs = SETTING.model(), naive.Naive(SETTING.model(), trainable=True)
+    model, theirs = SETTING.model(), naive.Naive(SETTING.model(), trainable=True, by_hand=by_hand)
     losses = []
     for module in (model, theirs):
         loss = Step(module, config).train()(batch)["loss"]  # type: ignore[arg-type]
@@ -92,8 +94,9 @@ def test_naive_has_the_gradients_of_the_model() -> None:
         for block in (0, 6):
             one = model.experts.of(modality)
             a = torch.cat([one.update(block, name).a.grad for name in "qv"])  # type: ignore[union-attr,misc]
-            peft = next(g for n, g in trained.items() if f"blocks.{block}.attn.qkv.lora_A.{modality}" in n)
-            torch.testing.assert_close(peft, a, atol=1e-4 * float(a.abs().max()), rtol=1e-3)
+            where = f"blocks.{block}.attn.qkv." + (f"lora.{modality}.{{}}.a" if by_hand else f"lora_A.{modality}")
+            found = [next(g for n, g in trained.items() if where.format(name) in n) for name in "qv"[: 1 + by_hand]]
+            torch.testing.assert_close(torch.cat(found), a, atol=1e-4 * float(a.abs().max()), rtol=1e-3)  # type: ignore[arg-type]
     assert sum(p.numel() for g in make_optimizer(theirs, config).param_groups for p in g["params"]) > 0
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mlesam.bench.measure import Build, Run, compared, in_turns, peak_mib
+from mlesam.bench.measure import Build, Outputs, Run, compared, in_turns, peak_mib
 from mlesam.bench.setting import Setting
 from mlesam.errors import WorkError
 
@@ -91,7 +91,7 @@ def measure_cases(
 def _errors(cases: Sequence[Case], runs: dict[str, Run]) -> dict[tuple[str, str], float]:
     """By case and baseline, how far the outputs differ. Every subject runs once, on the same numbers."""
     wanted = {s.name for case in cases if case.tolerance is not None for s in case.subjects}
-    outputs = {name: cast(Tensor, run()) for name, run in runs.items() if name in wanted}
+    outputs = {name: cast(Outputs, run()) for name, run in runs.items() if name in wanted}
     found = {}
     for case in cases:
         if case.tolerance is None:
@@ -108,7 +108,10 @@ def _errors(cases: Sequence[Case], runs: dict[str, Run]) -> dict[tuple[str, str]
     return found
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference as a share of the largest value of ``theirs``."""
-    apart = (ours.float() - theirs.float()).abs().max()
-    return float(f"{float(apart / theirs.float().abs().max()):.2e}")
+def difference(ours: Outputs, theirs: Outputs) -> float:
+    """The largest difference as a share of the largest value of ``theirs``; the worst of several tensors."""
+    if isinstance(theirs, Tensor):
+        apart = (cast(Tensor, ours).float() - theirs.float()).abs().max()
+        return float(f"{float(apart / theirs.float().abs().max()):.2e}")
+    shares = [difference(one, two) for one, two in zip(ours, theirs, strict=True)]
+    return float(torch.tensor(shares, dtype=torch.float64).max())  # NaN stays NaN

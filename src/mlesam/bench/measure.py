@@ -21,8 +21,9 @@ from mlesam.errors import WorkError
 
 WARM_UP = 2
 """Rounds that do not count: caches, allocators and clocks settle."""
-Run = Callable[[], Tensor | None]
-"""Does the work once. What it returns is compared with what the others return."""
+Outputs = Tensor | Sequence[Tensor]
+Run = Callable[[], Outputs | None]
+"""Does the work once. What it returns is compared with what the others return, tensor by tensor."""
 Build = Callable[[Setting], Run]
 """Makes everything that is needed, so that a :data:`Run` does the work alone. To be found by its name in another process."""
 

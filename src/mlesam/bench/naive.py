@@ -4,7 +4,8 @@ The adapter is switched from pass to pass. Trunk and neck are those of ``transfo
 heads are ours, on whatever maps come out, so that the two differ in how the maps are made and in nothing else.
 
 PEFT adapts whole modules and SAM2 has one projection for query, key and value, so LoRA of rank r on query and value is one of
-rank 2 r on that projection, with zeros for the key (``model/peft.py``): the same function, to the last weight.
+rank 2 r on that projection, with zeros for the key (``model/peft.py``): the same function, for more work than by hand. So the way
+by hand is there as well: LoRA added into the projection's output, as the published SAM code does (SAMed, arXiv 2304.13785).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Sam2VisionModel
 
 from mlesam.errors import RequestError
@@ -28,6 +29,9 @@ from mlesam.model.peft import save_peft
 from mlesam.model.reliability import frame_signs
 from mlesam.model.sam2 import preset_config
 from mlesam.sample import Batch
+
+PEFT = "transformers' SAM2 with PEFT LoRA, a pass for each sensor"
+BY_HAND = "transformers' SAM2 with LoRA by hand, a pass for each sensor"
 
 
 def need_peft() -> None:
@@ -42,31 +46,19 @@ class Naive(nn.Module):
     Args:
         model: on a preset of SAM2, without padding to do: sides of its pictures are multiples of 32. It is taken apart:
             its trunk gets PEFT's layers, its experts become PEFT's.
-        trainable: whether PEFT's weights get gradients.
+        trainable: whether the adapters' weights get gradients. by_hand: without PEFT.
     """
 
-    def __init__(self, model: MLESAM, trainable: bool = False) -> None:
-        need_peft()
-        from peft import PeftModel
-
+    def __init__(self, model: MLESAM, trainable: bool = False, by_hand: bool = False) -> None:
         super().__init__()
-        device = next(model.parameters()).device
         config: Any = preset_config(model.config.foundation).vision_config
         with torch.device("meta"):  # only the code: weights come from the model
             vision = Sam2VisionModel(config)
         foundation: Any = model.foundation
         vision.backbone, vision.neck = foundation.trunk, foundation.neck
-        adapted: Any = vision
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers what is deprecated there
-            for modality in model.modalities:
-                path = str(save_peft(model, modality, Path(folder) / modality))
-                if adapted is vision:
-                    adapted = PeftModel.from_pretrained(vision, path, adapter_name=modality, is_trainable=trainable)
-                else:
-                    adapted.load_adapter(path, adapter_name=modality, is_trainable=trainable)
+        self.vision: Any = _by_hand(vision, model) if by_hand else _by_peft(vision, model, trainable)
         model.experts.clear()
-        self.vision = adapted.to(device)
+        self.by_hand = by_hand
         self.model = model
         self.trainable = trainable
         self.train(trainable)
@@ -75,8 +67,15 @@ class Naive(nn.Module):
     def _want_gradients(self) -> None:
         """Switching to an adapter switches the gradients of the others off, also of those that were used before it."""
         for name, parameter in self.vision.named_parameters():
-            if "lora_" in name:
+            if "lora_" in name or ".lora." in name:
                 parameter.requires_grad_(self.trainable)
+
+    def _switch(self, modality: str) -> None:
+        if not self.by_hand:
+            self.vision.set_adapter(modality, inference_mode=not self.trainable)
+            return
+        for block in self.vision.backbone.blocks:
+            block.attn.qkv.active = modality
 
     def encode(self, batch: Batch) -> Features:
         model, levels, segments, signs, start = self.model, [], [], [], 0
@@ -85,7 +84,7 @@ class Naive(nn.Module):
                 signs.append(frame_signs(image))
             if modality in model.stems:
                 image = model.stems[modality](image)
-            self.vision.set_adapter(modality, inference_mode=not self.trainable)
+            self._switch(modality)
             levels.append(self.vision(pixel_values=image).fpn_hidden_states)
             segments.append(Segment(modality, start, start + len(image)))
             start += len(image)
@@ -100,3 +99,46 @@ class Naive(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         return self.decode(self.encode(batch))
+
+
+def _by_peft(vision: Sam2VisionModel, model: MLESAM, trainable: bool) -> nn.Module:
+    """An adapter of each sensor, by its name."""
+    need_peft()
+    from peft import PeftModel
+
+    adapted: Any = None
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers what is deprecated there
+        for modality in model.modalities:
+            path = str(save_peft(model, modality, Path(folder) / modality))
+            if adapted is None:
+                adapted = PeftModel.from_pretrained(vision, path, adapter_name=modality, is_trainable=trainable)
+            else:
+                adapted.load_adapter(path, adapter_name=modality, is_trainable=trainable)
+    return adapted.to(next(model.parameters()).device)
+
+
+def _by_hand(vision: Sam2VisionModel, model: MLESAM) -> nn.Module:
+    blocks: Any = vision.backbone.blocks
+    for index, block in enumerate(blocks):
+        own = {m: {name: model.experts.of(m).update(index, name) for name in "qv"} for m in model.modalities}
+        lora = nn.ModuleDict({m: nn.ModuleDict(updates) for m, updates in own.items()})  # type: ignore[arg-type]
+        block.attn.qkv = FusedWithLora(block.attn.qkv, lora)
+    return vision
+
+
+class FusedWithLora(nn.Module):
+    """A projection to query, key and value, and each sensor's LoRA on the first and the last of them."""
+
+    def __init__(self, base: nn.Module, lora: nn.ModuleDict) -> None:
+        super().__init__()
+        self.base, self.lora = base, lora
+        self.active = next(iter(lora))
+
+    def forward(self, x: Tensor) -> Tensor:
+        lora: Any = self.lora[self.active]
+        qkv = self.base(x)
+        width = qkv.shape[-1] // 3
+        qkv[..., :width] += lora["q"](x)
+        qkv[..., -width:] += lora["v"](x)
+        return qkv
