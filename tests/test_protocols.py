@@ -551,6 +551,13 @@ def test_one_command_runs_them_all_and_the_report_shows_them(
         (("--protocol", "fault"), "unknown protocol 'fault'; did you mean 'faults'?"),
         (("--protocol", "faults", "--published-noise", "4"), "--published-noise belongs to protocol nm"),
         (("--protocol", "nm", "--published-noise", "x"), "invalid int value"),
+        (("--protocol", "nm", "--severities", "1,5"), "--severities belongs to protocol faults, not to nm"),
+        (
+            ("--protocol", "faults", "--severities", "1,6"),
+            "--severities is '1,6', but it must name some of 1, 2, 3, 4, 5",
+        ),
+        (("--protocol", "faults", "--severities", "5,5"), "each once"),
+        (("--protocol", "faults", "--severities", "low"), "it must be numbers with commas between them"),
     ],
 )
 def test_a_false_request_gets_one_sentence(

@@ -11,8 +11,10 @@ from scipy import ndimage
 
 from mlesam.config import DataConfig
 from mlesam.data.transforms import Geometry, _blur, evaluation_sample, photometric, training_sample
+from mlesam.errors import RequestError
 from mlesam.sample import IGNORE, Sample
 from mlesam.sensors import BUILTIN, SensorSpec
+from mlesam.sensors.spec import sensor_spec
 
 HEIGHT, WIDTH = 40, 56
 CROP = 24
@@ -74,7 +76,7 @@ def check(geometry: Geometry, sample: Sample, cropped: dict[str, np.ndarray], la
 
 
 def apply(geometry: Geometry, sample: Sample) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    cropped = {m: geometry.apply(x, PAINTED[m].interpolation).numpy() for m, x in sample.images.items()}
+    cropped = {m: geometry.apply(x, PAINTED[m]).numpy() for m, x in sample.images.items()}
     return cropped, geometry.apply_label(sample.label).numpy()
 
 
@@ -161,7 +163,7 @@ def test_without_flips_nothing_is_mirrored() -> None:
 def test_what_lies_beyond_the_frame_is_not_scored_and_not_measured() -> None:
     geometry = Geometry(-8, -8, 56, 56, False)
     label = geometry.apply_label(torch.zeros(40, 40, dtype=torch.int64))
-    values = geometry.apply(torch.ones(3, 40, 40), "bilinear")
+    values = geometry.apply(torch.ones(3, 40, 40), SensorSpec(channels=3))
     outside = torch.ones(56, 56, dtype=torch.bool)
     outside[8:48, 8:48] = False
     assert torch.equal(label == IGNORE, outside)
@@ -369,7 +371,7 @@ def test_without_photometric_changes_only_the_geometry_is_left() -> None:
         geometry = Geometry.sample(np.random.default_rng([seed]), (40, 50), config)
         result = changed(sample, seed, config=config)
         for modality, spec in STREET.items():
-            expected = spec.normalized(geometry.apply(sample.images[modality], spec.interpolation))
+            expected = spec.normalized(geometry.apply(sample.images[modality], spec))
             assert torch.equal(result.images[modality], expected)
         with_changes = changed(sample, seed)
         assert torch.equal(with_changes.label, result.label)
@@ -405,3 +407,20 @@ def test_evaluation_shows_the_whole_frame() -> None:
     y, x = np.mgrid[:20, :28]
     expected = np.stack([x, y]) * 2 + 1
     np.testing.assert_allclose(result[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=1e-3)
+
+
+def test_the_sine_of_an_angle_changes_its_sign_in_the_mirror() -> None:
+    """An angle a from the x axis is -a in the mirror: sin(2 a) turns, cos(2 a) stays."""
+    spec, angle = BUILTIN["aolp"], torch.linspace(-1.5, 1.5, 20).repeat(20, 1)
+    seen = torch.stack([torch.sin(2 * angle), torch.cos(2 * angle)])
+    mirrored = Geometry(0, 0, 20, 20, True).apply(seen, spec)
+    expected = torch.stack([torch.sin(-2 * angle.flip(-1)), torch.cos(-2 * angle.flip(-1))])
+    torch.testing.assert_close(mirrored, expected)
+    assert torch.equal(Geometry(0, 0, 20, 20, False).apply(seen, spec), seen)
+
+
+def test_a_spec_says_which_channels_turn() -> None:
+    assert sensor_spec("aolp").mirror_negates == (0,)
+    assert sensor_spec("aolp", {"channels": 3}).mirror_negates == (), "other channels, so nobody knows"
+    with pytest.raises(RequestError, match=r"mirror_negates is \[2\], but the sensor has the channels 0 to 1"):
+        sensor_spec("aolp", {"mirror_negates": [2]})

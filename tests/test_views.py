@@ -214,6 +214,18 @@ def test_a_frame_that_is_its_own_mirror_image_gets_an_answer_that_is_too(model: 
     assert not torch.allclose(once, once.flip(-1), atol=1e-4), "one look is not symmetric by itself"
 
 
+def test_the_mirror_turns_the_sign_of_what_points_sideways() -> None:
+    """A normalised sine, as if it had been mirrored before it was normalised; what measured nothing stays nothing."""
+    spec = replace(BUILTIN["aolp"], mean=(0.2, -0.3), std=(0.5, 0.8))
+    angle = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
+    seen = torch.cat([angle.sin(), angle.cos()])
+    seen[:, 2, 5] = float("nan")
+    before = spec.normalized(torch.stack([-seen[0], seen[1]]).flip(-1))
+    look = Viewer(MLESAM({"aolp": 2}, 2), Views(flip=True), {"aolp": spec}).looks((8, 8))[1][0]
+    torch.testing.assert_close(look._seen(spec.normalized(seen)[None], "aolp")[0], before)
+    assert (before[:, 2, 2] == 0).all()
+
+
 # ---------------------------------------------------------------- what is broken is broken in the whole frame
 
 

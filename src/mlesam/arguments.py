@@ -113,6 +113,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     evaluate.add_argument(
         "--published-noise", type=int, metavar="N", help="nm as in the published scripts, on batches of N frames"
     )
+    evaluate.add_argument("--severities", metavar="1,5", help="faults of these severities alone (1 to 5; default all)")
     evaluate.add_argument("--data", metavar="DATASET", help="another dataset than the run's own")
     evaluate.add_argument(
         "--class-map",
@@ -147,6 +148,11 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "--input", metavar="DATASET_OR_FOLDER", help="KIND:PATH, or a folder with <modality>/<id>.<ext>"
     )
     predict.add_argument("--split", help="with --input: only this split")
+    predict.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="with single files: the rig of those that are recordings (docs/sensors/rig.md)",
+    )
     predict.add_argument("--modalities", metavar="A,B", help="with --input: use only these sensors")
     predict.add_argument(
         "--fault",
@@ -156,6 +162,12 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         help="break a sensor first, for example rgb:fog:3; repeatable (docs/protocols.md lists the faults)",
     )
     predict.add_argument("--out", type=Path, metavar="DIR", required=True)
+    predict.add_argument(
+        "--submission",
+        type=Path,
+        metavar="FILE.zip",
+        help="with --input muses:PATH: also what the benchmark's server takes",
+    )
 
     export = command("export", "Write a run as an adapter to share, or one sensor's expert for PEFT.")
     export.add_argument("run", metavar="RUN", help="a run, an adapter, or an adapter on the Hub")

@@ -238,6 +238,7 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
         "split": options.split,
         "limit": options.frames,
         "published_noise": options.published_noise,
+        "severities": _severities(options.severities),
     }
     notes: dict[str, str] = {}
     with _counting(console, "evaluating") as advance:
@@ -262,6 +263,15 @@ def _evaluate(options: argparse.Namespace, others: dict[str, str], command: str)
     return 0
 
 
+def _severities(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(word) for word in text.split(",")]
+    except ValueError:
+        raise RequestError(
+            f"--severities is {text!r}, but it must be numbers with commas between them, as in 1,5."
+        ) from None
+
+
 def _report(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
     _nothing_left(others, "report")
     from mlesam.evaluation.report import write_report
@@ -284,28 +294,41 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
         raise RequestError(
             "give either --input DATASET_OR_FOLDER or files by sensor, for example --rgb a.png --depth a.png."
         )
-    if files and (options.split or options.modalities):
-        raise RequestError("--split and --modalities go with --input; with single files, name just the files to use.")
-    from mlesam.data.dataset import Frame
-    from mlesam.inference.predict import find_frames, predict_frames
+    if files and (options.split or options.modalities or options.submission):
+        raise RequestError(
+            "--split, --modalities and --submission go with --input; with single files, name just the files to use."
+        )
+    if options.submission and options.fault:
+        raise RequestError("--submission holds what the sensors as recorded give; leave --fault out.")
+    if options.input and options.calibration:
+        raise RequestError("--calibration goes with single files; a dataset names its rig in dataset.yaml (rig: FILE).")
+    from mlesam.inference.predict import find_frames, given_frame, open_source, predict_frames
     from mlesam.inference.segmenter import Segmenter
+    from mlesam.inference.submission import check_frames, submission_of, write_submission
     from mlesam.sensors.faults import SensorFault
 
     faults = [SensorFault.parse(text) for text in options.fault]
+    dataset = open_source(options.input) if options.input else None
+    wanted = None
+    if dataset is not None and options.submission:
+        wanted = submission_of(dataset, options.split, options.submission)
     segmenter = Segmenter.load(options.run, foundation=options.foundation, any_foundation=options.any_foundation)
     chosen = options.modalities.split(",") if options.modalities else None
     for modality in [*files, *(chosen or ())]:
         if modality not in segmenter.sensors:
             raise RequestError(f"{options.run} has no sensor {modality!r}{did_you_mean(modality, segmenter.sensors)}")
-    if files:
-        paths = {m: Path(p) for m, p in files.items()}
-        frames = [Frame(next(iter(paths.values())).stem, paths)]
+    if dataset is None:
+        frames = [given_frame({m: Path(p) for m, p in files.items()}, options.calibration)]
         for fault in faults:
             if fault.fault.needs_earlier:
                 raise RequestError(f"{fault} shows an earlier frame, and single files have none; give --input DATASET.")
     else:
-        frames = find_frames(options.input, options.split)
+        frames = find_frames(dataset, wanted.split if wanted else options.split)
     console = _console()
+    if wanted is not None and dataset is not None:
+        note = check_frames(wanted, dataset, frames, segmenter.classes.names, chosen or tuple(segmenter.sensors))
+        if note:
+            console.print(note, soft_wrap=True, markup=False, highlight=False)
     with _counting(console, "predicting") as advance:
         done = 0
 
@@ -331,6 +354,11 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
         text = f"{len(skipped)} of {len(frames)} frames have none of the sensors and were left out: {', '.join(skipped[:5])}"
         console.print(text, markup=False, highlight=False)
     console.print(f"{len(summary['frames'])} predictions in {options.out}", markup=False, highlight=False)
+    if wanted:
+        pictures = {wanted.name(frame): options.out / "labels" / f"{frame.id}.png" for frame in frames}
+        write_submission(options.submission, wanted, pictures)
+        text = f"{len(pictures)} class maps in {options.submission}, checked; upload it at {wanted.server}"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
     return 0
 
 

@@ -40,6 +40,8 @@ class DataConfig:
     """Raw value in the label files -> class id, for example ``{255: 1}``. Unnamed values stay as they are."""
     sensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Sensor specs by modality (``mlesam.sensors.SensorSpec``); a key ``like`` starts from a built-in sensor."""
+    rig: str | None = None
+    """File of a rig. Of a ``folder:`` dataset, the files of the sensors that it names are recordings as they left the device."""
 
     dataset: str | None = None
     """``KIND:PATH``, for example ``folder:data/mine``."""

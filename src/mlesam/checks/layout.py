@@ -14,7 +14,6 @@ from mlesam.data.dataset import Dataset, Frame
 from mlesam.data.folder import RESERVED, FolderDataset, parse_ids
 from mlesam.errors import MlesamError
 from mlesam.sensors.archives import AnyPath, below
-from mlesam.sensors.files import EXTENSIONS
 
 UNREAD = (".bmp", ".exr", ".gif", ".jfif", ".jp2", ".mat", ".npz", ".pfm", ".pgm", ".ppm", ".webp")
 """Pictures and arrays that somebody may have put there to be read, and that are not."""
@@ -64,16 +63,16 @@ def _survey_folder(dataset: FolderDataset, findings: Findings) -> dict[str, list
     folders = (*dataset.modalities, "labels")
     frames: dict[str, list[Frame]] = {}
     if lists:
-        files = {folder: _listing(root, root / folder, folder, findings) for folder in folders}
+        files = {folder: _listing(dataset, root / folder, folder, findings) for folder in folders}
         listed = {path.stem: read_ids(path, root, findings) for path in lists}
         for split, ids in listed.items():
-            frames[split] = _frames(ids, files, tagged)
+            frames[split] = _frames(dataset, ids, files, tagged)
         _check_lists(root, listed, files, findings)
     elif splits:
         for split in splits:
-            files = {folder: _listing(root, root / folder / split, folder, findings) for folder in folders}
-            frames[split] = _frames(sorted({i for ids in files.values() for i in ids}), files, tagged)
-        _check_strays(root, folders, splits, findings)
+            files = {folder: _listing(dataset, root / folder / split, folder, findings) for folder in folders}
+            frames[split] = _frames(dataset, sorted({i for ids in files.values() for i in ids}), files, tagged)
+        _check_strays(dataset, folders, splits, findings)
     for split in [s for s in frames if not frames[s]]:
         findings.fault("empty splits", f"split {split!r} is empty; put frames into it or remove it.")
         del frames[split]
@@ -95,16 +94,17 @@ def read_ids(path: AnyPath, root: AnyPath, findings: Findings) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def _listing(root: AnyPath, base: AnyPath, folder: str, findings: Findings) -> dict[str, AnyPath]:
+def _listing(dataset: FolderDataset, base: AnyPath, folder: str, findings: Findings) -> dict[str, AnyPath]:
+    root, suffixes = dataset.root, dataset.suffixes(folder)
     found: dict[str, AnyPath] = {}
     unread: Counter[str] = Counter()
     for path in sorted(base.rglob("*")):
         extension, inside = path.suffix.lower(), below(path, base)
         if any(part.startswith(".") for part in inside.parts):
             continue
-        if extension in UNREAD:
+        if extension in UNREAD and extension not in suffixes:
             unread[extension] += 1
-        if extension not in EXTENSIONS:
+        if extension not in suffixes:
             continue
         name = inside.with_suffix("").as_posix()
         if name in found:
@@ -119,18 +119,20 @@ def _listing(root: AnyPath, base: AnyPath, folder: str, findings: Findings) -> d
         findings.note(
             "files that are not read",
             f"{below(base, root)} holds {counted(count, f'{extension} file')}, which no reader takes; convert to "
-            f"{', '.join(e[1:] for e in EXTENSIONS)}.",
+            f"{', '.join(e[1:] for e in suffixes)}.",
         )
     return found
 
 
-def _frames(ids: list[str], files: dict[str, dict[str, AnyPath]], tags: dict[str, set[str]]) -> list[Frame]:
+def _frames(
+    dataset: FolderDataset, ids: list[str], files: dict[str, dict[str, AnyPath]], tags: dict[str, set[str]]
+) -> list[Frame]:
     return [
-        Frame(
-            id=i,
-            files={m: found[i] for m, found in files.items() if i in found and m not in RESERVED},
-            label=files["labels"].get(i),
-            tags=tuple(tag for tag, members in tags.items() if i in members),
+        dataset.make_frame(
+            i,
+            {m: found[i] for m, found in files.items() if i in found and m not in RESERVED},
+            files["labels"].get(i),
+            tuple(tag for tag, members in tags.items() if i in members),
         )
         for i in ids
     ]
@@ -161,10 +163,13 @@ def _check_lists(
         findings.note("unlisted frames", f"{counted(len(unlisted), 'frame')} in no split: {named(unlisted)}")
 
 
-def _check_strays(root: AnyPath, folders: tuple[str, ...], splits: tuple[str, ...], findings: Findings) -> None:
+def _check_strays(
+    dataset: FolderDataset, folders: tuple[str, ...], splits: tuple[str, ...], findings: Findings
+) -> None:
     """Files beside the split folders, and label folders of splits that no sensor has."""
+    root = dataset.root
     for folder in folders:
-        loose = [p for p in (root / folder).glob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
+        loose = [p for p in (root / folder).glob("*") if p.suffix.lower() in dataset.suffixes(folder) and p.is_file()]
         if loose and splits:
             findings.note(
                 "files that are not read",
@@ -173,7 +178,7 @@ def _check_strays(root: AnyPath, folders: tuple[str, ...], splits: tuple[str, ..
             )
     labels = root / "labels"
     for folder in sorted(p for p in labels.glob("*") if p.is_dir() and p.name not in splits):
-        for path in _listing(root, folder, "labels", findings).values():
+        for path in _listing(dataset, folder, "labels", findings).values():
             _orphan(below(path, root), findings)
 
 

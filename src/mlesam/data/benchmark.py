@@ -118,6 +118,10 @@ class Benchmark(Dataset):
             raise RequestError(
                 f"the classes of {self.title} are fixed ({len(names)}, from {names[0]} to {names[-1]}); leave data.classes out."
             )
+        if config.rig is not None:
+            raise RequestError(
+                f"data.rig is {config.rig}, but only folder: datasets take a rig; leave it out for {self.title}."
+            )
         for modality in config.sensors:
             if modality not in self.modalities:
                 raise RequestError(f"{self.name} has no sensor {modality!r}{did_you_mean(modality, self.modalities)}")

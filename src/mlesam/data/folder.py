@@ -1,14 +1,14 @@
 """The ``folder`` layout, for anyone's own data.
 
 ``ROOT/<modality>/<split>/<id>.<ext>`` with ``ROOT/labels/<split>/<id>.png``, or ``ROOT/<modality>/<id>.<ext>`` with
-``ROOT/splits/<split>.txt``. ``ROOT/tags/<tag>.txt`` lists ids, ``ROOT/dataset.yaml`` says what the files mean. ROOT is a folder,
-or a zip or tar that holds it.
+``ROOT/splits/<split>.txt``. ``ROOT/tags/<tag>.txt`` lists ids, ``ROOT/dataset.yaml`` says what the files mean, and may name a
+rig, whose sensors' files are recordings. ROOT is a folder, or a zip or tar that holds it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -16,9 +16,12 @@ from typing import Any
 
 from mlesam.config import DataConfig, build, check_classes, read_yaml
 from mlesam.data.dataset import Dataset, Frame
+from mlesam.data.recorded import RecordedFrame
 from mlesam.errors import DataError, RequestError, did_you_mean
 from mlesam.sensors.archives import AnyPath, ArchivePath, below, open_root
 from mlesam.sensors.files import EXTENSIONS
+from mlesam.sensors.polarization import PolarizationEncoder
+from mlesam.sensors.rig import Rig
 from mlesam.sensors.spec import canonical_order
 
 RESERVED = ("labels", "splits", "tags")
@@ -34,6 +37,7 @@ class DatasetFile:
     ignore_color: tuple[int, int, int] | None = None
     label_map: dict[int, int] | None = None
     sensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rig: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,10 @@ class FolderDataset(Dataset):
         self.modalities = canonical_order(f for f in folders if f not in RESERVED)
         if not self.modalities:
             raise RequestError(f"{root} holds no sensor folder; put files into {root}/<modality>/<split>/<id>.png.")
-        self.declared = _declare(self.root, config)
+        self.declared, self.rig = _declare(self.root, config)
+        self._check_rig()
+        specs = {m: {**self.rig.spec(m), **self.declared.sensors.get(m, {})} for m in self.rig.sensors if m in folders}
+        self.declared = dataclasses.replace(self.declared, sensors={**self.declared.sensors, **specs})
         for modality in self.declared.sensors:
             if modality not in self.modalities:
                 raise RequestError(
@@ -63,6 +70,31 @@ class FolderDataset(Dataset):
                     f"{did_you_mean(modality, self.modalities)}"
                 )
         self._files = cache(self._list_files)
+
+    def _check_rig(self) -> None:
+        if self.rig.sensors and not set(self.rig.sensors) & set(self.modalities):
+            raise RequestError(
+                f"{self.name} has none of its rig's sensors ({', '.join(self.rig.sensors)}), only {', '.join(self.modalities)}; "
+                "name the sensors in the rig after the folders."
+            )
+        for modality, encoder in self.rig.sensors.items():
+            if isinstance(encoder, PolarizationEncoder) and encoder.layout == "files":
+                raise RequestError(
+                    f"{modality} of the rig has the layout files, four for each frame, but a folder has one file for each; "
+                    "store them as one with four channels (layout: stack)."
+                )
+
+    def suffixes(self, folder: str) -> tuple[str, ...]:
+        """Of the files that are read in a sensor's folder, or in ``labels``."""
+        encoder = self.rig.sensors.get(folder)
+        return EXTENSIONS if encoder is None else encoder.suffixes
+
+    def make_frame(
+        self, name: str, files: Mapping[str, AnyPath], label: AnyPath | None = None, tags: tuple[str, ...] = ()
+    ) -> Frame:
+        if not set(files) & set(self.rig.sensors):
+            return Frame(name, files, label, tags)
+        return RecordedFrame(name, files, label, tags, rig=self.rig)
 
     def splits(self) -> tuple[str, ...]:
         lists = self.root / "splits"
@@ -94,11 +126,11 @@ class FolderDataset(Dataset):
             raise RequestError(f"split {split!r} of {self.name} is empty; put frames into it or choose another.")
         tags = self.tags()
         return [
-            Frame(
-                id=i,
-                files={m: named[i] for m, named in files.items() if i in named},
-                label=labels.get(i),
-                tags=tuple(tag for tag, members in tags.items() if i in members),
+            self.make_frame(
+                i,
+                {m: named[i] for m, named in files.items() if i in named},
+                labels.get(i),
+                tuple(tag for tag, members in tags.items() if i in members),
             )
             for i in ids
         ]
@@ -108,8 +140,9 @@ class FolderDataset(Dataset):
         files = {m: self._files(m, None) for m in self.modalities}
         ids = sorted({i for named in files.values() for i in named})
         if not ids:
-            raise RequestError(f"{self.root} holds no {', '.join(EXTENSIONS)} file under <modality>/; nothing to do.")
-        return [Frame(i, {m: named[i] for m, named in files.items() if i in named}) for i in ids]
+            kinds = dict.fromkeys(suffix for m in self.modalities for suffix in self.suffixes(m))
+            raise RequestError(f"{self.root} holds no {', '.join(kinds)} file under <modality>/; nothing to do.")
+        return [self.make_frame(i, {m: named[i] for m, named in files.items() if i in named}) for i in ids]
 
     def tags(self) -> dict[str, set[str]]:
         folder = self.root / "tags"
@@ -118,11 +151,12 @@ class FolderDataset(Dataset):
     def _list_files(self, folder: str, split: str | None) -> dict[str, AnyPath]:
         base = self.root / folder if split is None else self.root / folder / split
         found: dict[str, AnyPath] = {}
+        suffixes = self.suffixes(folder)
         if not base.is_dir():
             return found
         for path in sorted(base.rglob("*")):
             inside = below(path, base)
-            if path.suffix.lower() not in EXTENSIONS or any(part.startswith(".") for part in inside.parts):
+            if path.suffix.lower() not in suffixes or any(part.startswith(".") for part in inside.parts):
                 continue
             name = inside.with_suffix("").as_posix()
             if name in found:
@@ -159,17 +193,19 @@ def read_list(path: AnyPath) -> list[str]:
     return ids
 
 
-def _declare(root: AnyPath, config: DataConfig) -> DataConfig:
-    """What ``dataset.yaml`` says, with what the recipe says on top."""
+def _declare(root: AnyPath, config: DataConfig) -> tuple[DataConfig, Rig]:
+    """What ``dataset.yaml`` says, with what the recipe says on top, and the rig."""
     path = root / "dataset.yaml"
     if not path.is_file():
-        return config
+        return config, Rig() if config.rig is None else Rig.load(config.rig)
     stored = build(DatasetFile, _flat(read_yaml(path), path), where="dataset.yaml")
     names, colors = _classes(stored, path)
     sensors = {
         m: {**stored.sensors.get(m, {}), **config.sensors.get(m, {})} for m in {**stored.sensors, **config.sensors}
     }
-    return dataclasses.replace(
+    own = None if stored.rig is None else root / stored.rig
+    rig = config.rig or own
+    declared = dataclasses.replace(
         config,
         classes=config.classes or names,
         colors=config.colors or colors,
@@ -178,6 +214,7 @@ def _declare(root: AnyPath, config: DataConfig) -> DataConfig:
         label_map=stored.label_map if config.label_map is None else config.label_map,
         sensors=sensors,
     )
+    return declared, Rig() if rig is None else Rig.load(rig)
 
 
 def _flat(values: dict[str, Any], path: AnyPath) -> dict[str, Any]:

@@ -45,8 +45,18 @@ class Geometry:
         left = int(rng.integers(min(0, width - window), max(0, width - window) + 1))
         return Geometry(top, left, window, config.crop, bool(rng.random() < config.flip))
 
-    def apply(self, values: Tensor, interpolation: str, fill: float = float("nan")) -> Tensor:
-        """``(C, H, W)`` to ``(C, crop, crop)``; what lies beyond the frame gets ``fill``."""
+    def apply(self, values: Tensor, spec: SensorSpec) -> Tensor:
+        """A sensor ``(C, H, W)`` to ``(C, crop, crop)``; what lies beyond the frame is empty (NaN)."""
+        cut = self._cut(values, spec.interpolation, float("nan"))
+        return mirrored(cut, spec) if self.flip else cut
+
+    def apply_label(self, label: Tensor) -> Tensor:
+        """``(H, W)`` ids to ``(crop, crop)``; what lies beyond the frame is not scored."""
+        # float32 holds class ids exactly, and interpolation needs floats
+        cut = self._cut(label[None].float(), "nearest", float(IGNORE))[0].long()
+        return cut.flip(-1) if self.flip else cut
+
+    def _cut(self, values: Tensor, interpolation: str, fill: float) -> Tensor:
         height, width = values.shape[-2:]
         top, left = max(0, self.top), max(0, self.left)
         bottom, right = min(height, self.top + self.window), min(width, self.left + self.window)
@@ -54,13 +64,15 @@ class Geometry:
         margins = (left - self.left, self.left + self.window - right, top - self.top, self.top + self.window - bottom)
         if any(margins):
             cut = F.pad(cut, margins, value=fill)
-        cut = resized(cut, (self.crop, self.crop), interpolation)
-        return cut.flip(-1) if self.flip else cut
+        return resized(cut, (self.crop, self.crop), interpolation)
 
-    def apply_label(self, label: Tensor) -> Tensor:
-        """``(H, W)`` ids to ``(crop, crop)``; what lies beyond the frame is not scored."""
-        # float32 holds class ids exactly, and interpolation needs floats
-        return self.apply(label[None].float(), "nearest", fill=float(IGNORE))[0].long()
+
+def mirrored(values: Tensor, spec: SensorSpec) -> Tensor:
+    """A sensor's picture ``(C, H, W)``, in its unit, as it would be were the scene mirrored left and right."""
+    values = values.flip(-1)
+    if spec.mirror_negates:
+        values[list(spec.mirror_negates)] *= -1  # flip has made a copy
+    return values
 
 
 def training_sample(
@@ -79,7 +91,7 @@ def training_sample(
     """
     geometry = Geometry.sample(rng, tuple(next(iter(sample.images.values())).shape[-2:]), config)  # type: ignore[arg-type]
     base = int(rng.integers(2**31))
-    cut = {m: geometry.apply(values, sensors[m].interpolation) for m, values in sample.images.items()}
+    cut = {m: geometry.apply(values, sensors[m]) for m, values in sample.images.items()}
 
     def finished(modality: str, values: Tensor) -> Tensor:
         spec = sensors[modality]
@@ -95,7 +107,7 @@ def training_sample(
 
         def before(modality: str, name: str, parameter: int) -> Tensor | None:
             values = None if earlier is None else earlier(modality, name, parameter)
-            return None if values is None else geometry.apply(values, sensors[modality].interpolation)
+            return None if values is None else geometry.apply(values, sensors[modality])
 
         seed = int(rng.integers(2**31))
         # On the crop, so that what its severity says can be seen in it.

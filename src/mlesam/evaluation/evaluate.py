@@ -25,6 +25,7 @@ from mlesam.evaluation.views import Viewer, Views
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run
+from mlesam.sensors.faults import SEVERITIES
 
 PROTOCOLS = ("subsets", "emm", "rmm", "nm", "cases", "faults")
 ALL = "all"
@@ -52,6 +53,7 @@ def evaluate(
     split: str | None = None,
     limit: int | None = None,
     published_noise: int | None = None,
+    severities: Sequence[int] | None = None,
     modalities: Sequence[str] | None = None,
     views: Views | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
@@ -65,6 +67,7 @@ def evaluate(
         split: default as :meth:`Dataset.default_split`.
         limit: only the first frames.
         published_noise: ``nm`` as the published scripts do it, on batches of so many frames.
+        severities: of the faults, 1 to 5. None: all.
         modalities: only these of the run's sensors. None: all that the dataset has.
         views: how each frame is looked at; with windows, at its native size. None: once, as it is.
         advance: called with frames done and frames in all.
@@ -74,9 +77,9 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise RequestError(f"unknown protocol {protocol!r}{did_you_mean(protocol, (*PROTOCOLS, ALL))}")
-    _check_noise(protocol, published_noise)
-    test = _Test.prepare(run, data, class_map, split, limit, modalities, views)
-    return test.under(protocol, published_noise, advance)
+    special = _Special.of(protocol, published_noise, severities)
+    test = _Test.prepare(run, data, class_map, split, limit, modalities, views, special)
+    return test.under(protocol, advance)
 
 
 def evaluate_all(
@@ -87,6 +90,7 @@ def evaluate_all(
     split: str | None = None,
     limit: int | None = None,
     published_noise: int | None = None,
+    severities: Sequence[int] | None = None,
     modalities: Sequence[str] | None = None,
     views: Views | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
@@ -96,8 +100,8 @@ def evaluate_all(
     Returns:
         What each protocol found, and for each that the data cannot have, why not.
     """
-    _check_noise(ALL, published_noise)
-    test = _Test.prepare(run, data, class_map, split, limit, modalities, views)
+    special = _Special.of(ALL, published_noise, severities)
+    test = _Test.prepare(run, data, class_map, split, limit, modalities, views, special)
     found: dict[str, Evaluation] = {}
     notes: dict[str, str] = {}
     for i, name in enumerate(PROTOCOLS):
@@ -108,17 +112,43 @@ def evaluate_all(
         if name == Cases.name and not any(frame.tags for frame in test.frames):
             notes[name] = f"the {len(test.frames)} frames have no tags"
             continue
-        found[name] = test.under(name, published_noise, count)
+        found[name] = test.under(name, count)
     return found, notes
 
 
-def _check_noise(protocol: str, published_noise: int | None) -> None:
-    if published_noise is None:
-        return
-    if protocol not in (Noisy.name, ALL):
-        raise RequestError(f"--published-noise belongs to protocol nm, not to {protocol}; leave it out.")
-    if published_noise < 1:
-        raise RequestError(f"--published-noise is {published_noise}, but a batch has at least 1 frame.")
+@dataclass(frozen=True)
+class _Special:
+    """What of a protocol is not as usual: see :func:`evaluate`."""
+
+    published_noise: int | None
+    severities: tuple[int, ...]
+
+    @staticmethod
+    def of(protocol: str, published_noise: int | None, severities: Sequence[int] | None) -> _Special:
+        if published_noise is not None:
+            if protocol not in (Noisy.name, ALL):
+                raise RequestError(f"--published-noise belongs to protocol nm, not to {protocol}; leave it out.")
+            if published_noise < 1:
+                raise RequestError(f"--published-noise is {published_noise}, but a batch has at least 1 frame.")
+        if severities is None:
+            return _Special(published_noise, SEVERITIES)
+        if protocol not in (Faults.name, ALL):
+            raise RequestError(f"--severities belongs to protocol faults, not to {protocol}; leave it out.")
+        chosen = tuple(sorted(set(severities)))
+        if not chosen or not set(chosen) <= set(SEVERITIES) or len(chosen) < len(severities):
+            named = ",".join(map(str, severities))
+            raise RequestError(
+                f"--severities is {named!r}, but it must name some of 1, 2, 3, 4, 5, each once, as in 1,5."
+            )
+        return _Special(published_noise, chosen)
+
+    def facts(self, protocol: str) -> dict[str, Any]:
+        """The fields of ``metrics.json`` that say so."""
+        if protocol == Noisy.name and self.published_noise is not None:
+            return {"published_noise": self.published_noise}
+        if protocol == Faults.name and self.severities != SEVERITIES:
+            return {"severities": list(self.severities)}
+        return {}
 
 
 @dataclass(frozen=True)
@@ -130,6 +160,7 @@ class _Test:
     frames: list[Frame]
     model: MLESAM
     views: Views
+    special: _Special
 
     @staticmethod
     def prepare(
@@ -140,23 +171,22 @@ class _Test:
         limit: int | None,
         modalities: Sequence[str] | None,
         views: Views | None,
+        special: _Special,
     ) -> _Test:
         if limit is not None and limit < 1:
             raise RequestError(f"--frames is {limit}, but it must be at least 1.")
         scored = open_split(run, data, class_map, split, modalities)
         model = run.load_model().to("cuda" if torch.cuda.is_available() else "cpu")
-        return _Test(run, scored, scored.frames[:limit], model, views or Views())
+        return _Test(run, scored, scored.frames[:limit], model, views or Views(), special)
 
     @property
     def resize(self) -> int | None:
         """Short side that frames are brought to; windows are cut out of them at their native size."""
         return self.run.recipe.data.resize if self.views.window is None else None
 
-    def special(self, name: str, published_noise: int | None) -> dict[str, Any]:
+    def unusual(self, name: str) -> dict[str, Any]:
         """The fields of ``metrics.json`` that say how this differs from the plain evaluation of a whole split."""
-        scored, found = self.scored, {}
-        if name == Noisy.name and published_noise is not None:
-            found["published_noise"] = published_noise
+        scored, found = self.scored, self.special.facts(name)
         if not self.views.plain:
             found["views"] = self.views.facts()
         if scored.class_map is not None:
@@ -169,11 +199,11 @@ class _Test:
             found["miniature"] = True
         return found
 
-    def under(self, name: str, published_noise: int | None, advance: Callable[[int, int], None]) -> Evaluation:
+    def under(self, name: str, advance: Callable[[int, int], None]) -> Evaluation:
         scored = self.scored
-        protocol = self._protocol(name, published_noise is not None)
+        protocol = self._protocol(name)
         reader = EvaluationFrames(self.frames, scored.sensors, scored.classes, self.resize)
-        loader = evaluation_loader(reader, (published_noise or 1) if name == Noisy.name else 1)
+        loader = evaluation_loader(reader, (self.special.published_noise or 1) if name == Noisy.name else 1)
         done = 0
 
         def count(more: int) -> None:
@@ -203,12 +233,12 @@ class _Test:
             classes=self.run.classes.names,
             seed=self.run.recipe.seed,
             about=scored.about,
-            special=self.special(name, published_noise),
+            special=self.unusual(name),
             reached=None if mapped is None else mapped.reached,
         )
         return Evaluation(result, conditions, self.frames, scored.left_out)
 
-    def _protocol(self, name: str, whole_batch: bool) -> Protocol:
+    def _protocol(self, name: str) -> Protocol:
         scored, seed = self.scored, self.run.recipe.seed
         modalities = tuple(scored.sensors)
         if name == EntireMissing.name:
@@ -216,11 +246,11 @@ class _Test:
         if name == RandomMissing.name:
             return RandomMissing(modalities, seed)
         if name == Noisy.name:
-            return Noisy(scored.sensors, seed, whole_batch)
+            return Noisy(scored.sensors, seed, self.special.published_noise is not None)
         if name == Cases.name:
             return Cases(modalities, self.frames, f"split {scored.split!r} of {scored.dataset}")
         if name == Faults.name:
-            return Faults(BrokenFrames(self.frames, scored.sensors, self.resize, seed))
+            return Faults(BrokenFrames(self.frames, scored.sensors, self.resize, seed), self.special.severities)
         return Subsets(modalities)
 
 

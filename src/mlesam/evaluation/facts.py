@@ -187,7 +187,7 @@ def _usable(metrics: Mapping[str, Any], run: Run, protocol: str = "subsets") -> 
         and metrics.get("classes") == list(run.classes.names)
         and set(metrics.get("modalities", ())) <= set(run.sensors)
         and {"confusion", "frame_miou", "results", "tags", "summary"} <= set(metrics)
-        and not set(metrics) & {"published_noise", "views", "class_map", "chosen"}
+        and not set(metrics) & {"published_noise", "severities", "views", "class_map", "chosen"}
     )
 
 

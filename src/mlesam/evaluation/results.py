@@ -103,6 +103,8 @@ def title(metrics: Mapping[str, Any]) -> str:
     words = [metrics["dataset"], f"split {metrics['split']}", frames, f"protocol {metrics['protocol']}"]
     if "published_noise" in metrics:
         words.append(f"published noise on batches of {metrics['published_noise']}")
+    if "severities" in metrics:
+        words.append(f"severities {', '.join(map(str, metrics['severities']))} alone")
     if "views" in metrics:
         words.append(described(metrics["views"]))
     if "class_map" in metrics:

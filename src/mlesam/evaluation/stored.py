@@ -41,6 +41,8 @@ def stem(result: Mapping[str, Any], run: Run) -> str:
     words = [result["protocol"]]
     if "published_noise" in result:
         words.append("published")
+    if "severities" in result:
+        words += ["severities", *map(str, result["severities"])]
     views = result.get("views", {})
     if "scales" in views:
         words += ["scales", *(f"{scale:g}" for scale in views["scales"]), *(["flip"] if views["flip"] else [])]

@@ -24,6 +24,7 @@ from mlesam.sensors.spec import SensorSpec
 
 SMALLEST = 32
 """Pixels of a window: the stride of a foundation's coarsest map, below which nothing is seen."""
+PLAIN = SensorSpec()
 SCALES = (0.1, 4.0)
 """Least and greatest scale of a view."""
 
@@ -118,12 +119,12 @@ class Look:
     """The model as it is behind one view: what it is given to encode is brought to the view first.
 
     Attributes:
-        interpolation: by sensor, how it is brought to another size.
+        sensors: how each is brought to another size, and mirrored.
         size: height and width of the scaled frame. window: rows and columns of it that are seen, once it is mirrored.
     """
 
     model: MLESAM
-    interpolation: Mapping[str, str]
+    sensors: Mapping[str, SensorSpec]
     size: tuple[int, int]
     flip: bool
     window: tuple[slice, slice]
@@ -142,20 +143,33 @@ class Look:
             if not len(images):
                 images = images.new_zeros(0, images.shape[1], *self.size)
             else:
-                flat = resized(images.flatten(0, 1), self.size, self.interpolation[modality])
+                flat = resized(images.flatten(0, 1), self.size, self.sensors[modality].interpolation)
                 images = flat.unflatten(0, images.shape[:2])
         if self.flip:
-            # Pixels change places and keep their values, as in training. For the sine of an angle of polarisation that is no
-            # mirror image (its sign would change), but it is what the model has learned.
-            images = images.flip(-1)
+            images = _mirrored(images, self.sensors.get(modality, PLAIN))
         return images[..., self.window[0], self.window[1]]
+
+
+def _mirrored(images: Tensor, spec: SensorSpec) -> Tensor:
+    """(n, C, H, W) normalised images as :func:`mlesam.data.transforms.mirrored` would have made them before."""
+    images = images.flip(-1)
+    for channel in spec.mirror_negates:
+        middle = (
+            0.0
+            if spec.normalize == "frame"
+            else spec.mean[channel % len(spec.mean)] / spec.std[channel % len(spec.std)]
+        )
+        values = images[:, channel]
+        # What measured nothing is 0 by now, and stays so.
+        images[:, channel] = torch.where(values == 0, values, -values - 2 * middle)
+    return images
 
 
 class Viewer:
     """Runs a model through views.
 
     Args:
-        sensors: specs of what it is given; needed for other scales than 1.
+        sensors: specs of what it is given; needed for other scales than 1, and for mirroring.
     """
 
     def __init__(
@@ -163,7 +177,7 @@ class Viewer:
     ) -> None:
         self.model = model
         self.views = views or Views()
-        self.interpolation = {m: spec.interpolation for m, spec in (sensors or {}).items()}
+        self.sensors = sensors or {}
         self._looks: dict[tuple[int, int], list[list[Look]]] = {}
 
     def looks(self, size: tuple[int, int]) -> list[list[Look]]:
@@ -176,7 +190,7 @@ class Viewer:
     def _windows(self, size: tuple[int, int], scale: float, flip: bool) -> list[Look]:
         height, width = (max(1, math.floor(n * scale + 0.5)) for n in size)
         rows, columns = (self._slices(n) for n in (height, width))
-        return [Look(self.model, self.interpolation, (height, width), flip, (r, c)) for r in rows for c in columns]
+        return [Look(self.model, self.sensors, (height, width), flip, (r, c)) for r in rows for c in columns]
 
     def _slices(self, length: int) -> list[slice]:
         window = self.views.window

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,27 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlesam.data.dataset import KINDS, Frame, open_dataset
+from mlesam.data.dataset import KINDS, Dataset, Frame, open_dataset
 from mlesam.data.faulty import earlier_values
 from mlesam.data.folder import FolderDataset
+from mlesam.data.recorded import RecordedFrame
 from mlesam.errors import DataError, RequestError
 from mlesam.inference.segmenter import Segmenter
 from mlesam.model.checkpoints import replace_file
 from mlesam.sensors.faults import SensorFault
 from mlesam.sensors.files import EXTENSIONS
+from mlesam.sensors.rig import Rig
 
 SUMMARY = "prediction.json"
 
 
-def find_frames(source: str, split: str | None = None) -> list[Frame]:
-    """The frames of a dataset (``KIND:PATH``) or of a plain folder, labelled or not.
+def open_source(source: str) -> Dataset:
+    """A dataset (``KIND:PATH``), or a plain folder of ``<modality>/<id>.<ext>`` or of the splits of a dataset."""
+    return open_dataset(source) if source.partition(":")[0] in KINDS else _plain_folder(source)
 
-    A folder holds ``<modality>/<id>.<ext>``, or the splits of a dataset; without ``split`` all of them are taken.
-    """
-    dataset = open_dataset(source) if source.partition(":")[0] in KINDS else _plain_folder(source)
+
+def find_frames(dataset: Dataset, split: str | None = None) -> list[Frame]:
+    """The frames of a split, labelled or not; without ``split`` those of all of them."""
     if split is not None:
         return dataset.frames(split)
     if not isinstance(dataset, FolderDataset):
@@ -38,6 +41,16 @@ def find_frames(source: str, split: str | None = None) -> list[Frame]:
         return dataset.loose_frames()
     frames = {frame.id: frame for name in splits for frame in dataset.all_frames(name) if frame.files}
     return list(frames.values())
+
+
+def given_frame(paths: Mapping[str, Path], calibration: str | None = None) -> Frame:
+    """A frame of single files, by sensor. ``calibration``: the rig of those that are recordings."""
+    name = next(iter(paths.values())).stem
+    if calibration is None:
+        return Frame(name, paths)
+    rig = Rig.load(calibration)
+    rig.check_given(paths)
+    return RecordedFrame(name, paths, rig=rig)
 
 
 def _plain_folder(source: str) -> FolderDataset:

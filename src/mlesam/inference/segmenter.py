@@ -104,15 +104,12 @@ class Segmenter:
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.sensors)}.")
         rig = calibration if isinstance(calibration, Rig) or calibration is None else Rig.load(calibration)
         recorded = {} if rig is None else {m: x for m, x in given.items() if m in rig.sensors}
-        if rig is not None and not recorded:
-            raise RequestError(
-                f"the calibration has {', '.join(rig.sensors)}, and none of them was given; leave it out, or give one of them."
-            )
+        if rig is not None:
+            rig.check_given(given)
         pictures = {m: _stored_numbers(x, m, self.sensors[m].channels) for m, x in given.items() if m not in recorded}
-        if rig is not None and rig.camera is not None and pictures:
-            # The other sensors' pictures may be smaller than those of the calibration.
+        if rig is not None and pictures:
             height, width = next(iter(pictures.values())).shape[:2]
-            rig = rig if rig.camera.size == (width, height) else rig.resized((width, height))
+            rig = rig.fitted((width, height))
         encoded = {} if rig is None else {m: rig.encode(m, x) for m, x in recorded.items()}
         arrays = {m: encoded[m] if m in encoded else pictures[m] for m in canonical_order(given)}
         names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
@@ -223,8 +220,8 @@ def picture(values: np.ndarray, stored: np.ndarray, spec: SensorSpec) -> np.ndar
         return np.ascontiguousarray(stored[..., :3])
     if len(values) not in (1, 3):
         return false_color(values)
-    if spec.photometric == "color" and spec.normalize == "dataset":
-        low, high = spec.range
+    low, high = spec.range
+    if spec.photometric == "color" and spec.normalize == "dataset" and np.isfinite(high - low):
         scaled = np.where(np.isfinite(values), (values - low) / max(float(high - low), 1e-6), 0.0).clip(0, 1)
     else:
         scaled = stretched(values)

@@ -197,6 +197,13 @@ class DepthEncoder:
         names = {"metric": ("depth",), "inverse": ("inverse depth",), "log": ("log depth",)}
         return names.get(self.encoding, ("disparity", "height", "angle"))
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        hha = "1/m, m, degrees" if self.hha_units == "physical" else "1/255"
+        unit = {"metric": "m", "inverse": "1/m", "log": "ln m"}.get(self.encoding, hha)
+        # NaN alone is a hole: 0 is 1 m as a logarithm, and infinitely far as an inverse.
+        return {"like": "depth", "unit": unit, "missing": None}
+
     def read(self, path: Path) -> np.ndarray:
         """``(H, W)`` as stored: uint8, uint16 or float32."""
         stored = read_array(path, channels=1)

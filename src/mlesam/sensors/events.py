@@ -151,6 +151,10 @@ class EventsEncoder:
             return ("positive events", "negative events")
         return tuple(f"events {b + 1} of {self.bins}" for b in range(self.bins))
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"like": "event", "unit": "events"}
+
     def read(self, path: Path, stop: int | None = None) -> np.ndarray:
         """``(N,)`` of EVENT: the last ``window`` seconds before ``stop``, in microseconds. None: before the last event."""
         return read_events(path, stop, self.window, group=self.group, time_unit=self.time_unit)

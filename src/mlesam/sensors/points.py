@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -52,6 +52,11 @@ class PointsEncoder(Mounted):
     def channels(self) -> tuple[str, ...]:
         intensity = ("intensity",) if "intensity" in self.columns else ()
         return ("range (m)", *intensity, "height (m)")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        unit = ", ".join("m" if name.endswith("(m)") else "1" for name in self.channels)
+        return {"like": "lidar", "unit": unit}
 
     def read(self, path: Path) -> np.ndarray:
         """``(N, columns)`` as stored, see :func:`read_points`."""

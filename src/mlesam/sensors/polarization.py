@@ -156,6 +156,11 @@ class PolarizationEncoder:
         names = {"intensity": ("intensity",), "dolp": ("dolp",), "aolp": ("sin 2 aolp", "cos 2 aolp")}
         return tuple(name for part in self.output for name in names[part])
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        turning = [i for i, name in enumerate(self.channels) if name == "sin 2 aolp"]
+        return {"like": "dolp", "mirror_negates": turning}
+
     def read(self, path: Path) -> np.ndarray:
         """``(H, W)`` of a mosaic, else ``(H, W, 4)`` in the order 0, 45, 90, 135 degrees; as stored."""
         path = Path(path)

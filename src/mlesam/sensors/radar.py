@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -79,6 +79,10 @@ class RadarEncoder(Mounted):
     def channels(self) -> tuple[str, ...]:
         # The third is there because published radar pictures have it, and three channels need no stem.
         return ("range (m)", "intensity", "0")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"like": "radar", "unit": "m, 1, 1"}
 
     def read(self, path: Path) -> np.ndarray:
         """The polar picture as stored, ``(H, W)``."""

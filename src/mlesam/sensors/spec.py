@@ -49,6 +49,9 @@ class SensorSpec:
     """``frame`` uses each frame's own mean and standard deviation, for sensors with automatic gain."""
     photometric: Literal["color", "intensity", "sparse", "none"] = "intensity"
     """Kind of random changes in training, see ``mlesam.data.transforms``."""
+    mirror_negates: tuple[int, ...] = ()
+    """Channels (from 0) that change their sign where the picture is mirrored left and right: the sine of an angle of
+    polarisation, movement to the side."""
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -65,6 +68,10 @@ class SensorSpec:
             raise RequestError(f"std is {list(self.std)}; every value must be finite and above 0.")
         if not self.range[0] < self.range[1]:
             raise RequestError(f"range is {list(self.range)}; the first value must be below the second.")
+        if not all(0 <= channel < self.channels for channel in self.mirror_negates):
+            raise RequestError(
+                f"mirror_negates is {list(self.mirror_negates)}, but the sensor has the channels 0 to {self.channels - 1}."
+            )
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
             raise RequestError(f"scale is {self.scale}; it must be finite and not 0.")
         if self.colormap is not None:
@@ -169,7 +176,9 @@ BUILTIN: dict[str, SensorSpec] = {
     ),
     "nir": _generic(mean=(0.4,)),
     # Sine and cosine of the angle of linear polarisation: an angle itself jumps and cannot be interpolated.
-    "aolp": _generic(channels=2, range=(-1.0, 1.0), mean=(0.0,), std=(0.7,), photometric="none"),
+    "aolp": _generic(
+        channels=2, range=(-1.0, 1.0), mean=(0.0,), std=(0.7,), photometric="none", mirror_negates=(0,)
+    ),
     "dolp": _generic(mean=(0.15,), std=(0.2,), photometric="none"),
 }  # fmt: skip
 
@@ -200,5 +209,7 @@ def sensor_spec(modality: str, declared: Mapping[str, Any] | None = None) -> Sen
     for name in ("mean", "std"):
         if name not in declared and len(values[name]) not in (1, channels):
             values[name] = (sum(values[name]) / len(values[name]),)
+    if channels != base.channels:
+        values["mirror_negates"] = ()  # they are other channels
     values |= declared
     return build(SensorSpec, values, f"sensors.{modality}")

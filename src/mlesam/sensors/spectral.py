@@ -155,6 +155,10 @@ class SpectralEncoder:
             return tuple(f"band {number}" for number in self.bands)
         return tuple(f"group {i + 1} of {self.groups}" for i in range(self.groups or 0))
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {}
+
     def read(self, path: Path) -> np.ndarray:
         """``(H, W, B)`` float32: the bands that are needed (all good ones for groups), as reflectances where ``white`` is given;
         NaN where nothing was measured."""

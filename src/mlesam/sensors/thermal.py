@@ -136,6 +136,10 @@ class ThermalEncoder:
     def channels(self) -> tuple[str, ...]:
         return ("temperature",)
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"like": "thermal", "unit": "degrees Celsius"}
+
     def read(self, path: Path) -> np.ndarray:
         """``(H, W)`` counts as stored, uint16 (uint8 or float32 where the file holds these)."""
         stored = read_array(path, channels=1)
