@@ -410,27 +410,12 @@ def _bench(options: argparse.Namespace, others: dict[str, str], command: str) ->
     _nothing_left(others, "bench")
     from mlesam.bench.command import Request, bench
 
-    request = Request(
-        suite=options.suite,
-        presets=tuple(options.preset.split(",")),
-        sizes=_whole_numbers(options.size, "size"),
-        rounds=options.rounds,
-        threads=options.threads,
-        device=options.device,
-        memory=options.memory,
-        seed=options.seed,
-    )
+    names = ("suite", "preset", "size", "rounds", "threads", "device", "memory", "seed")
+    request = Request.parse(**{name: getattr(options, name) for name in names})
     console = _console()
     with _counting(console, "measuring in turns") as advance:
         bench(request, options.out, command, console, advance)
     return 0
-
-
-def _whole_numbers(text: str | None, name: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise RequestError(f"--{name} is {text!r}, but it must be whole numbers with commas between them.") from None
 
 
 def _nothing_left(others: dict[str, str], command: str) -> None:

@@ -60,6 +60,15 @@ class Request:
         if self.device is not None:
             _check_device(self.device)
 
+    @staticmethod
+    def parse(preset: str, size: str | None, **others: Any) -> Request:
+        """Presets and sizes with commas between them; the rest as it is."""
+        try:
+            sizes = tuple(int(part) for part in size.split(",")) if size else ()
+        except ValueError:
+            raise RequestError(f"--size is {size!r}, but it must be whole numbers with commas between them.") from None
+        return Request(presets=tuple(preset.split(",")), sizes=sizes, **others)
+
     @property
     def suites(self) -> tuple[str, ...]:
         return tuple(SUITES) if self.suite == ALL else (self.suite,)
