@@ -14,10 +14,11 @@ from transformers import Sam2Model
 from transformers.models.sam2.modeling_sam2 import Sam2VisionModel
 
 import mlesam
-from mlesam.bench import case, inference, measure, memory, naive, result, scaling, stages, training
+from mlesam.bench import case, inference, measure, memory, naive, peak, result, scaling, stages, training
 from mlesam.bench.case import Case, Subject, measure_cases
-from mlesam.bench.measure import Run, compared, in_child, in_turns, peak_of
+from mlesam.bench.measure import Run, compared, in_turns
 from mlesam.bench.memory import Fit, largest_batch
+from mlesam.bench.peak import Peak, in_child, measure_peak
 from mlesam.bench.plots import Line, lines, stacked_bars
 from mlesam.bench.setting import Setting
 from mlesam.cli import main
@@ -156,15 +157,20 @@ def holding(setting: Setting, mib: int) -> Run:
     return run
 
 
-def peaks() -> list[float]:
-    return [peak_of(partial(holding, mib=mib), SETTING)[1] for mib in (16, 80)]
+def peaks() -> list[Peak | None]:
+    """Of 16 and 80 MiB, and of 600 where no more than 150 may be held."""
+    return [
+        *(measure_peak(partial(holding, mib=mib), SETTING) for mib in (16, 80)),
+        measure_peak(partial(holding, mib=600), SETTING, 150.0),
+    ]
 
 
 def test_a_peak_is_that_of_the_case_alone() -> None:
     kept = torch.ones(200 * 2**18)  # of this process, and none of the child's business
-    small, large = in_child(peaks)
-    assert 12 < small < 60
-    assert 56 < large - small < 80
+    small, large, refused = in_child(peaks)
+    assert 12 < small.mib < 60
+    assert 56 < large.mib - small.mib < 80
+    assert refused is None, "the system must refuse what is beyond the limit"
     assert kept.sum() == len(kept)
 
 
@@ -230,8 +236,11 @@ def test_the_largest_batch_is_found_to_the_frame(monkeypatch: pytest.MonkeyPatch
     assert max(tried) <= 1.2 * most + 3, "a try must not take the machine down"
 
 
-def test_a_step_beyond_the_limit_is_refused_by_the_system() -> None:
-    assert memory.attempt(Subject("large", "too large", partial(holding, mib=600)), SETTING, 150.0) is None
+def test_what_does_not_fit_is_refused_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak, "peak_within", lambda build, setting, limit_mib: None)
+    subject = Subject("large", "too large", partial(constant, value=1.0))
+    with pytest.raises(WorkError, match=r"nano, batch 1, 64x64.* needs more than the .* MiB that are free"):
+        measure_cases([Case("large", subject, subject)], SETTING, 1)
 
 
 # ---------------------------------------------------------------- where the time goes

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mlesam.bench.measure import Build, Outputs, Run, compared, in_turns, peak_mib
+from mlesam.bench.measure import Build, Outputs, Run, compared, in_turns
+from mlesam.bench.peak import peak_mib
 from mlesam.bench.setting import Setting
 from mlesam.errors import WorkError
 
@@ -27,7 +28,7 @@ class Subject:
     about: str
     build: Build
     precision: str = "fp32"
-    units: int = 1
+    units: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,13 @@ def measure_cases(
     """
     torch.set_num_threads(setting.threads)
     subjects = {subject.name: subject for case in cases for subject in case.subjects}
+    # Memory first: what does not fit is refused in a process of its own.
+    peaks = {name: peak_mib(subject.build, setting) if memory else None for name, subject in subjects.items()}
     runs: dict[str, Run] = {name: subject.build(setting) for name, subject in subjects.items()}
     errors = _errors(cases, runs)
     turns = in_turns(runs, rounds, setting, advance)
     clock = {name: [seconds / subjects[name].units for seconds in turns[name]] for name in subjects}
     runs.clear()
-    peaks = {name: peak_mib(subject.build, setting) if memory else None for name, subject in subjects.items()}
 
     def against(case: Case, baseline: Subject) -> dict[str, Any]:
         found = compared(clock[case.subject.name], clock[baseline.name])
@@ -81,7 +83,8 @@ def measure_cases(
     rows = []
     for case in cases:
         row = {"name": case.name + setting.suffix, **against(case, case.baseline)}
-        row["conditions"] = f"{setting.describe()}; {case.subject.about}; median of {rounds} rounds in turns"
+        pair = f"{case.subject.about}, against {case.baseline.about}"
+        row["conditions"] = f"{setting.describe()}; {pair}; median of {rounds} rounds in turns"
         if case.others:
             row["against"] = {other.name: against(case, other) for other in case.others}
         rows.append(row)

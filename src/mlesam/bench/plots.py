@@ -12,6 +12,7 @@ from mlesam.evaluation.markup import Html, h
 COLORS = (
     "#2a6fbb", "#d9822b", "#3a9d5d", "#b8433f", "#7a5bb5", "#8c6d4f", "#d36ba6", "#6b7785", "#a6a22c", "#2fa3a8",
     "#9ec3e6", "#f3c99a", "#a5d6b5", "#e3a19e", "#c3b3e0", "#cdbba8", "#eec1da", "#bcc5ce", "#dcd98f", "#a3d9dc",
+    "#3b4550",
 )  # fmt: skip
 LEFT, WIDTH, HEIGHT, LETTER = 64, 420, 240, 7.2
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -185,12 +185,11 @@ def _watched(model: MLESAM, clock: _Clock) -> Iterator[None]:
 
     import mlesam.model.mlesam as whole
 
-    with (
-        mock.patch.object(whole, "frame_signs", within("frame signs", whole.frame_signs)),
-        mock.patch.object(model, "trust", within("trust", model.trust)),
-    ):
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    places: list[tuple[str, Any, str]] = [("frame signs", whole, "frame_signs"), ("trust", model, "trust")]
+    with ExitStack() as stack:
+        for name, holder, attribute in places:
+            function = within(name, getattr(holder, attribute))
+            stack.enter_context(mock.patch.object(holder, attribute, function))
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
