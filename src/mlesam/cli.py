@@ -64,7 +64,7 @@ def _run(words: list[str]) -> int:
     options = parser.parse_args(known)
     run = {
         "demo": _demo, "world": _world, "mini": _mini, "train": _train, "evaluate": _evaluate, "report": _report,
-        "predict": _predict, "export": _export, "doctor": _doctor, "ablate": _ablate,
+        "predict": _predict, "export": _export, "doctor": _doctor, "ablate": _ablate, "bench": _bench,
     }[first]  # fmt: skip
     return run(options, others, f"mlesam {shlex.join(words)}")
 
@@ -404,6 +404,18 @@ def _doctor(options: argparse.Namespace, others: dict[str, str], command: str) -
     names = ("parity", "image", "out", "stats", "split", "frames")
     chosen = {name: getattr(options, name) for name in names}
     return doctor(options.target, _overrides(others, "doctor"), _console(), **chosen)
+
+
+def _bench(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    _nothing_left(others, "bench")
+    from mlesam.bench.command import Request, bench
+
+    names = ("suite", "preset", "size", "rounds", "threads", "device", "memory", "seed")
+    request = Request.parse(**{name: getattr(options, name) for name in names})
+    console = _console()
+    with _counting(console, "measuring in turns") as advance:
+        bench(request, options.out, command, console, advance)
+    return 0
 
 
 def _nothing_left(others: dict[str, str], command: str) -> None:
