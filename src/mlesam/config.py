@@ -133,6 +133,8 @@ class TrainingConfig:
     clip: float = 1.0
     """Largest norm of the gradient. 0 switches clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpointing: bool = False
+    """Keep of the trunk only what goes into each block, and compute the rest again for the gradients: less memory, more time."""
     ohem_threshold: float = 0.7
     """Pixels whose true class has less than this probability are hard examples (1.0: all pixels)."""
     ohem_keep: float = 0.0625

@@ -22,14 +22,17 @@ EQUAL = {"fp32": 1e-4, "bf16": 0.1}
 
 
 def whole(setting: Setting, precision: str = "fp32", **changes: Any) -> Run:
-    """Pictures to logits at the pictures' size; ``changes`` are fields of the model's configuration."""
+    """Pictures to logits at the pictures' size, experts merged; ``changes`` are fields of the model's configuration."""
     setting = setting.with_(changes=(*setting.changes, *changes.items()))
-    model, batch = setting.model(), setting.frames()
+    model, batch = setting.model().merge(), setting.frames()
+    for look in model.looks.values():
+        look.ready = True  # type: ignore[assignment]  # which ones are kept changes no time
+    if precision == "bf16":
+        model.compute_in(torch.bfloat16)
 
     @torch.inference_mode()
     def run() -> Tensor:
-        with setting.autocast(precision):
-            return model(batch).logits
+        return model(batch).logits
 
     return run
 
@@ -62,33 +65,36 @@ def _rows(setting: Setting) -> Tensor:
     return torch.cat([image.mean(1, keepdim=True).expand(-1, 3, -1, -1) for image in setting.images().values()])
 
 
-def fused(setting: Setting, precision: str = "fp32") -> Run:
+def fused(setting: Setting, merged: bool = False) -> Run:
     """Pictures to the fused maps: everything before the heads."""
     model, batch = setting.model(), setting.frames()
+    if merged:
+        model.merge()
 
     @torch.inference_mode()
     def run() -> Tensor:
-        with setting.autocast(precision):
-            return fuse(model, model.encode(batch))[-1]
+        return fuse(model, model.encode(batch))[-1]
 
     return run
 
 
-def with_experts(setting: Setting) -> Run:
+def with_experts(setting: Setting, merged: bool = False) -> Run:
     """Trunk and neck with the experts, on the floor's rows."""
     model, rows = setting.model(), _rows(setting)
     segments = tuple(Segment(m, i * setting.batch, (i + 1) * setting.batch) for i, m in enumerate(model.modalities))
+    if merged:
+        model.merge()
 
     @torch.inference_mode()
     def run() -> Tensor:
-        return model.foundation(rows, model.experts.on(segments))[-1]
+        return model.foundation(rows, (model.merged or model.experts).on(segments))[-1]
 
     return run
 
 
 def one_head(setting: Setting) -> Run:
     """The whole without the mask head."""
-    model, batch = setting.model(), setting.frames()
+    model, batch = setting.model().merge(), setting.frames()
 
     @torch.inference_mode()
     def run() -> Tensor:
@@ -128,12 +134,20 @@ def cases() -> list[Case]:
     trunk = Subject("trunk-unmerged", "trunk and neck with the experts as products of their own, fp32", with_experts)
     single = Subject("one-head", "the whole without the mask head, fp32", one_head)
     mean = Subject("no-router", "the whole with a plain mean, fp32", partial(whole, fusion="mean", reliability=False))
+    merged = Subject("merged", "pictures to fused maps, experts and aligners merged, fp32", partial(fused, merged=True))
+    trunk_merged = Subject(
+        "trunk-merged", "trunk and neck with merged experts, fp32", partial(with_experts, merged=True)
+    )
+    early = Subject("early-k2", "two sensors go on after stage 1, fp32", partial(whole, look=1, look_keep=2))
     paper = Subject("paper", "the whole without aligners, rescaling and reliability, fp32", partial(whole, **PAPER))
     return [
         Case("whole-fp32", ours, NAIVE["fp32"], (HAND,), tolerance=fp32),
         Case("whole-bf16", WHOLE["bf16"], NAIVE["fp32"], (NAIVE["bf16"],), tolerance=bf16),
+        Case("experts-merged", merged, FLOOR),
         Case("experts-unmerged", unmerged, FLOOR),
+        Case("trunk-merged", trunk_merged, FLOOR),
         Case("trunk-unmerged", trunk, FLOOR),
+        Case("early-k2", early, ours),
         Case("two-heads", ours, single),
         Case("router", ours, mean),
         Case("additions", ours, paper),

@@ -25,13 +25,19 @@ PLAIN = 0.0
 
 
 def training(
-    setting: Setting, precision: str, naive: bool = False, by_hand: bool = False, modality_dropout: float = PLAIN
+    setting: Setting,
+    precision: str,
+    naive: bool = False,
+    by_hand: bool = False,
+    modality_dropout: float = PLAIN,
+    checkpointing: bool = False,
 ) -> Run:
     """Training steps on one batch. The first returns its loss and the gradients of stems, aligners, router and heads."""
     model = setting.model()
     taught: nn.Module = Naive(model, trainable=True, by_hand=by_hand) if naive or by_hand else model
     config = TrainingConfig(modality_dropout=modality_dropout)
     step = Step(cast(MLESAM, taught), config).train()
+    model.foundation.checkpointing = checkpointing
     optimizer = make_optimizer(step, config)
     batch = setting.frames()
     subsets = passes(batch, config)
@@ -74,6 +80,13 @@ def cases(size: int) -> list[Case]:
         name = f"train-{size}" + ("" if precision == "fp32" else f"-{precision}")
         others = (subject("fp32", by_hand=True) if precision == "fp32" else subject("fp32", naive=True),)
         made.append(Case(name, subject(precision), subject(precision, naive=True), others, EQUAL[precision]))
+        again = Subject(
+            f"checkpointed-training-{precision}",
+            f"a training step, all sensors in one pass, blocks computed again for the gradients, {precision}",
+            partial(training, precision=precision, checkpointing=True),
+            precision,
+        )
+        made.append(Case(f"{name}-checkpointed", again, subject(precision, naive=True), tolerance=EQUAL[precision]))
     default = TrainingConfig().modality_dropout
     subsets = [subject("fp32", naive, modality_dropout=default) for naive in (False, True)]
     made.append(Case(f"train-{size}-subsets", subsets[0], subsets[1], tolerance=EQUAL["fp32"]))

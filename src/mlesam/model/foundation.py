@@ -15,10 +15,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.sam2.configuration_sam2 import Sam2MaskDecoderConfig
 from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
@@ -62,6 +63,8 @@ class Foundation(nn.Module, ABC):
         no_memory, no_mask: (1, C, 1, 1), added to the stride-16 map before mask decoding.
         position: (2, C / 2), random Fourier matrix of the decoder's positional encoding.
         source: where the weights came from. commit: the Hub's commit, where they came from there.
+        checkpointing: whether a pass with gradients keeps only what goes into its blocks, and computes them again for the
+            gradients.
     """
 
     family: ClassVar[str]
@@ -74,6 +77,13 @@ class Foundation(nn.Module, ABC):
     def __init__(self, source: str, commit: str | None, width: int) -> None:
         super().__init__()
         self.source, self.commit, self.width = source, commit, width
+        self.checkpointing = False
+
+    def run(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """``part(*inputs)``, again for the gradients where that is wanted."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
 
     @abstractmethod
     def forward(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:

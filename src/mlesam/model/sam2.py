@@ -135,7 +135,7 @@ class Sam2Foundation(Foundation):
         ends = set(self.trunk.stage_ends)
         outputs = []
         for index, block in enumerate(self.trunk.blocks):
-            x_RHWC = run_block(block, x_RHWC, index, project)
+            x_RHWC = self.run(run_block, block, x_RHWC, index, project)
             if index in ends:
                 outputs.append(x_RHWC)
                 rows = None if after is None else after(len(outputs) - 1, x_RHWC.permute(0, 3, 1, 2))
