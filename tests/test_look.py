@@ -19,6 +19,7 @@ from mlesam.model.checkpoints import load_metadata
 from mlesam.model.experts import Segment
 from mlesam.model.look import best, seen
 from mlesam.model.run import WEIGHTS, Run
+from mlesam.sample import IGNORE
 from mlesam.training import look as fitting
 
 SENSORS = {"rgb": 3, "depth": 1, "lidar": 3, "thermal": 1}
@@ -160,6 +161,15 @@ def test_the_fit_finds_the_sensors_that_pay(monkeypatch: pytest.MonkeyPatch) -> 
         hits += int(torch.tensor(scores).argmin() == level.argmin())
     assert hits > 170, "the sensor to be left out is that of the lowest level"
     assert not any(p.requires_grad for p in model.looks.parameters())
+
+
+def test_the_balanced_loss_by_hand() -> None:
+    logits = torch.randn(1, 3, 2, 4)
+    label = torch.tensor([[[0, 0, 0, 0], [0, 2, IGNORE, 2]]])
+    each = -logits.log_softmax(1)[0]
+    wall = each[0][label[0] == 0].mean()
+    pole = each[2][label[0] == 2].mean()
+    assert fitting.balanced_loss(logits, label) == pytest.approx(float((wall + pole) / 2), rel=1e-5)
 
 
 def test_a_training_learns_it_and_a_segmenter_says_who_was_left_out(tmp_path: Path) -> None:

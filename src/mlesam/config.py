@@ -102,6 +102,8 @@ class ModelConfig:
     reliability: bool = True
     """Turn away from a broken sensor, as far as its frame looks strange or the other sensors disagree with it. Learned after the
     training, from frames broken on purpose. False: as in the paper."""
+    half: tuple[str, ...] = ()
+    """Sensors that the trunk sees at half their resolution, for a quarter of the time: those that measure coarsely."""
     look: int | None = None
     """Look before computing: after this stage of the trunk (1 to 3) only ``look_keep`` sensors of a frame go on, those that
     promise most; the others cost no more. Learned after the training. None: all are computed."""
@@ -190,6 +192,7 @@ def check_ranges(recipe: Recipe) -> None:
         ("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1"),
         ("model.look", model.look, model.look is None or 1 <= model.look <= 3, "null, or a stage from 1 to 3"),
         ("model.look_keep", model.look_keep, model.look_keep >= 1, "at least 1"),
+        ("model.half", list(model.half), not model.half or model.look is None, "empty where model.look chooses sensors"),
         ("model.top_k", model.top_k, model.top_k is None or model.top_k >= 1, "null or at least 1"),
         (
             "model.pyramid_width",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ def _valid(size: tuple[int, int]) -> list[tuple[int, int]]:
     return [(math.ceil(size[0] / stride), math.ceil(size[1] / stride)) for stride in LEVEL_STRIDES]
 
 
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def belongs_to(name: str, modality: str) -> bool:
     """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner, scorers, reliability or look."""
     parts = ("stems", "experts", "aligners", "reliability", "looks")
@@ -136,6 +141,9 @@ class MLESAM(nn.Module):
                     f"a sensor cannot be called {modality!r}: names have no dot and are no attribute of torch.nn.Module, nor "
                     "'all'; rename it."
                 )
+        for modality in config.half:
+            if modality not in sensors:
+                raise RequestError(f"model.half names {modality!r}{did_you_mean(modality, sensors)}")
         self.config = config
         self.modalities = canonical_order(sensors)
         self.channels = {m: int(sensors[m]) for m in self.modalities}
@@ -249,7 +257,7 @@ class MLESAM(nn.Module):
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.modalities)}.")
         self._check_coverage(batch, present)
         height, width = batch.size
-        stride = self.foundation.stride
+        stride = self.foundation.stride * (2 if self.config.half else 1)
         padding = (0, -width % stride, 0, -height % stride)
         maps, segments, signs, start = [], [], [], 0
         for modality in present:
@@ -263,23 +271,39 @@ class MLESAM(nn.Module):
             maps.append(F.pad(image, padding))
             segments.append(Segment(modality, start, start + len(image)))
             start += len(image)
-        stacked = maps[0] if len(maps) == 1 else torch.cat(maps)
         segments_ = tuple(segments)
-        frames = tuple(batch.frames[m].to(stacked.device) for m in present)
+        frames = tuple(batch.frames[m].to(maps[0].device) for m in present)
         seen = torch.cat(signs) if signs else None
         projects = (self.merged or self.experts).on
-        ready = len(self.looks) and all(self.looks[s.modality].ready for s in segments_)
+        ready = len(self.looks) and all(self.looks[m].ready for m in present)
         if ready and not self.training and after is None:
             config = self.config
             pass_ = Looking(self.looks, config.look or 1, config.look_keep, segments_, frames, len(batch), projects)
-            levels = self.foundation(stacked, pass_.project, pass_.after)
+            levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
             segments_, frames = pass_.segments, pass_.frames
             seen = seen if seen is None or pass_.rows is None else seen[pass_.rows]
+        elif set(present).isdisjoint(self.config.half):
+            levels = self.foundation(_stacked(maps), projects(segments_), after)
         else:
-            levels = self.foundation(stacked, projects(segments_), after)
+            levels = self._at_two_sizes(dict(zip(present, maps, strict=True)))
         if self.merged is None or not self.merged.aligned:
             levels = self.aligners(levels, segments_)
         return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen)
+
+    def _at_two_sizes(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """The levels of all sensors, those of ``config.half`` from a pass of their own at half the size."""
+        found: dict[str, list[Tensor]] = {}
+        for half in (False, True):
+            own = {m: F.avg_pool2d(x, 2) if half else x for m, x in maps.items() if (m in self.config.half) == half}
+            if not own:
+                continue
+            stops = list(itertools.accumulate(len(x) for x in own.values()))
+            segments = tuple(Segment(m, n - len(x), n) for (m, x), n in zip(own.items(), stops, strict=True))
+            for level in self.foundation(_stacked(list(own.values())), (self.merged or self.experts).on(segments)):
+                level = F.interpolate(level, scale_factor=2.0, mode="bilinear", align_corners=False) if half else level
+                for segment, part in zip(segments, level.split([s.rows for s in segments]), strict=True):
+                    found.setdefault(segment.modality, []).append(part)
+        return [_stacked(list(parts)) for parts in zip(*(found[m] for m in maps), strict=True)]
 
     def _check_coverage(self, batch: Batch, present: list[str]) -> None:
         if any(len(batch.frames[m]) == len(batch) for m in present):

@@ -70,7 +70,7 @@ def fit_look(
     resize: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Fit a trained model's early choice: of all sets of ``look_keep`` sensors, the one with the least cross-entropy.
+    """Fit a trained model's early choice: of all sets of ``look_keep`` sensors, the one with the least :func:`balanced_loss`.
 
     Each frame is seen as it is, and once more with a random fault of one of its sensors. Its sensors are computed once, and every
     such set of them is decoded. The score of a set is the sum of its sensors' scores; a softmax over the sets gives how likely
@@ -140,10 +140,24 @@ def _prices(model: MLESAM, sample: Sample, keep: int) -> Known | None:
     losses = {}
     for chosen in combinations(features.modalities, keep):
         logits = at_size(model.decode(features.select(chosen)).logits, tuple(label.shape[-2:]))  # type: ignore[arg-type]
-        losses[chosen] = float(F.cross_entropy(logits, label, ignore_index=IGNORE))
+        losses[chosen] = balanced_loss(logits, label)
     least = min(losses.values())
     views = {s.modality: early[0][s.start].cpu().clone() for s in features.segments}
     return views, {chosen: loss - least for chosen, loss in losses.items()}
+
+
+def balanced_loss(logits: Tensor, label: Tensor) -> float:
+    """Mean over a frame's classes of each one's cross-entropy: like the mean IoU, it is not a matter of large areas alone.
+
+    Args:
+        logits: (B, C, H, W). label: (B, H, W), not scored where it is ``IGNORE``.
+    """
+    loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none").double()
+    count, total = (torch.zeros(logits.shape[1], dtype=torch.float64, device=label.device) for _ in range(2))
+    scored = label != IGNORE
+    count.index_add_(0, label[scored], torch.ones_like(loss[scored]))
+    total.index_add_(0, label[scored], loss[scored])
+    return float((total[count > 0] / count[count > 0]).mean())
 
 
 def _table(known: Sequence[Known], everyone: Sequence[str], keep: int, device: torch.device) -> tuple[Tensor, Tensor]:
