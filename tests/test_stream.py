@@ -90,8 +90,7 @@ def test_at_age_0_it_is_the_segmenter_to_the_bit(which: str, half_life: float | 
         found, expected = stream(given, time=0.1 * index), one(given)
         assert same(found, expected)
         assert np.array_equal(found.labels, expected.labels)
-        assert found.background is not None
-        assert np.array_equal(found.background, expected.background)
+        assert found.overlay().tobytes() == expected.overlay().tobytes()
         assert found.ages == dict.fromkeys(modalities, 0.0)
 
 
@@ -117,8 +116,9 @@ def test_one_sensor_measures_the_same_again_and_the_labels_stay(segmenter: Segme
 
 def test_sensors_given_one_after_the_other_are_one_scene(segmenter: Segmenter) -> None:
     stream = SegmenterStream(segmenter)
-    for modality in reversed(SENSORS):
-        found = stream(only(scene(0), modality), time=3.0)
+    stream(only(scene(0), "thermal"), time=3.0)
+    stream(only(scene(0), "depth"), time=3.0)
+    found = stream(only(scene(0), "rgb"), time=3.0)
     expected = segmenter(scene(0))
     assert list(found.weights) == list(found.ages) == list(SENSORS)
     assert np.array_equal(found.labels, expected.labels)
