@@ -186,6 +186,17 @@ def test_what_an_expired_sensor_held_cannot_change_a_bit(segmenter: Segmenter, g
     assert set(stream.memory.kept) == {"rgb", "thermal"}  # nor does it take up memory
 
 
+def test_what_is_kept_of_a_sensor_is_what_the_documentation_says(segmenter: Segmenter) -> None:
+    stream = SegmenterStream(segmenter)
+    for index in range(3):
+        stream(scene(index, (64, 128)), time=0.1 * index)
+    width = segmenter.model.foundation.width
+    for kept in stream.memory.kept.values():
+        stored = sum(level.untyped_storage().nbytes() for level in kept.features.levels)
+        assert stored == 4 * width * (16 * 32 + 8 * 16 + 4 * 8)
+        assert stored == 4 * width * 64 * 128 * 21 / 256
+
+
 def test_a_measurement_may_arrive_late(segmenter: Segmenter) -> None:
     stream = SegmenterStream(segmenter)
     found = stream(scene(0), time=5.0, times={"depth": 4.93})
@@ -195,10 +206,10 @@ def test_a_measurement_may_arrive_late(segmenter: Segmenter) -> None:
         # Older than what is kept of it, or than it may be: nothing is computed.
         late = stream(only(scene(2), "rgb", "depth"), time=5.11, times={"rgb": 5.05, "depth": 4.92})
         assert rows == []
-        old = stream(only(scene(2), "depth"), time=5.2, times={"depth": 4.99})
+        old = stream(only(scene(2), "depth"), time=5.45, times={"depth": 4.94})
         assert rows == []
     assert late.ages == {"rgb": 0.01, "depth": 0.18, "thermal": 0.11}
-    assert old.ages == {"rgb": 0.1, "thermal": 0.2}
+    assert old.ages == {"rgb": 0.35, "thermal": 0.45}
 
 
 def test_given_twice_for_one_time_the_last_counts(segmenter: Segmenter) -> None:
