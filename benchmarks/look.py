@@ -4,8 +4,8 @@ On the procedural world, with models of four sensors that are trained as in reci
 all sensors; with the two that an early stage chooses (after stage 1 or 2); with the two that the router weighs most once all
 maps are there, which saves nothing; with the two that are best by the frame's own label, which bounds what any choice can
 reach; with the pair that is best on val, the same for every frame; and with two at random. Each frame goes through the trunk
-once, every choice is decoded from that; that a pass which really leaves sensors behind gives the same is a test. Then time: random
-weights of SAM2's sizes, four sensors, one frame, in turns with the pass that computes all.
+once, every choice is decoded from that; that a pass which really leaves sensors behind gives the same is a test. Then time:
+random weights of SAM2's sizes, four sensors, one frame, in turns with the pass that computes all.
 
 Writes ``benchmarks/results/look.json``. Trainings are kept in ``runs/look`` and done once.
 """

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mlesam.data.dataset import Frame
 from mlesam.data.reading import check_sizes
 from mlesam.data.transforms import evaluation_sample
 from mlesam.errors import RequestError, did_you_mean
 from mlesam.model.calibration import Calibration
+from mlesam.model.features import Features
 from mlesam.model.mlesam import MLESAM, at_size
 from mlesam.model.run import Run
 from mlesam.sample import Batch, Classes, Prediction, Sample
@@ -21,6 +24,25 @@ from mlesam.sensors.faults import Earlier, SensorFault, break_sample
 from mlesam.sensors.files import channels_last, read_array
 from mlesam.sensors.rig import Rig
 from mlesam.sensors.spec import SensorSpec, canonical_order
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the sensors of one scene measured.
+
+    Attributes:
+        sample: values in the sensors' units, after their faults. stored: ``{modality: (H, W[, C])}``, the numbers that the values
+            were made of, where no fault has changed them.
+    """
+
+    sample: Sample
+    stored: Mapping[str, np.ndarray]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = next(iter(self.sample.images.values())).shape[-2:]
+        return int(height), int(width)
 
 
 class Segmenter:
@@ -105,23 +127,13 @@ class Segmenter:
             DataError: unreadable input, sensors of different size, or none left after the faults.
         """
         given = {m: x for m, x in inputs.items() if x is not None}
-        for modality in given:
-            if modality not in self.sensors:
-                raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, self.sensors)}")
         if not given:
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.sensors)}.")
         rig = calibration if isinstance(calibration, Rig) or calibration is None else Rig.load(calibration)
-        recorded = {} if rig is None else {m: x for m, x in given.items() if m in rig.sensors}
         if rig is not None:
+            self.check(given)
             rig.check_given(given)
-        pictures = {m: _stored_numbers(x, m, self.sensors[m].channels) for m, x in given.items() if m not in recorded}
-        if rig is not None and pictures:
-            height, width = next(iter(pictures.values())).shape[:2]
-            rig = rig.fitted((width, height))
-        encoded = {} if rig is None else {m: rig.encode(m, x) for m, x in recorded.items()}
-        arrays = {m: encoded[m] if m in encoded else pictures[m] for m in canonical_order(given)}
-        names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
-        return self._segment(arrays, names, faults, seed, frame, earlier)
+        return self._segment(self.read(given, rig, faults=faults, seed=seed, frame=frame, earlier=earlier))
 
     def frame(
         self,
@@ -143,10 +155,46 @@ class Segmenter:
                 f"frame {frame.id!r} has no file of {', '.join(self.sensors)}; this model needs at least one."
             )
         arrays = {m: frame.read(m, self.sensors[m].channels) for m in chosen}
-        return self._segment(arrays, {m: str(frame.files[m]) for m in chosen}, faults, seed, frame.id, earlier)
+        names = {m: str(frame.files[m]) for m in chosen}
+        return self._segment(self._measured(arrays, names, faults, seed, frame.id, earlier))
 
-    @torch.inference_mode()
-    def _segment(
+    def check(self, modalities: Iterable[str]) -> None:
+        """RequestError where the model does not have one of these sensors."""
+        for modality in modalities:
+            if modality not in self.sensors:
+                raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, self.sensors)}")
+
+    def read(
+        self,
+        given: Mapping[str, Any],
+        rig: Rig | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        faults: Iterable[SensorFault | str] = (),
+        seed: int = 0,
+        frame: str = "",
+        earlier: Earlier | None = None,
+    ) -> Measured:
+        """What sensors measured, from any input that :meth:`__call__` takes.
+
+        Args:
+            rig: of the sensors that are given as they were recorded. size: width and height of the other sensors' pictures,
+                where none is given here.
+        """
+        self.check(given)
+        recorded = {} if rig is None else {m: x for m, x in given.items() if m in rig.sensors}
+        pictures = {m: _stored_numbers(x, m, self.sensors[m].channels) for m, x in given.items() if m not in recorded}
+        if pictures:
+            height, width = next(iter(pictures.values())).shape[:2]
+            size = width, height
+        if rig is not None and size is not None:
+            rig = rig.fitted(size)
+        encoded = {} if rig is None else {m: rig.encode(m, x) for m, x in recorded.items()}
+        arrays = {m: encoded[m] if m in encoded else pictures[m] for m in canonical_order(given)}
+        names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
+        return self._measured(arrays, names, faults, seed, frame, earlier)
+
+    def _measured(
         self,
         arrays: Mapping[str, np.ndarray],
         names: Mapping[str, str],
@@ -154,30 +202,47 @@ class Segmenter:
         seed: int,
         frame: str,
         earlier: Earlier | None,
-    ) -> Prediction:
-        """Segment stored numbers ``{modality: (H, W[, C])}``, which messages call by ``names``."""
+    ) -> Measured:
+        """Stored numbers ``{modality: (H, W[, C])}``, which messages call by ``names``, with the faults."""
         images = {m: self.sensors[m].encode(a, names[m]) for m, a in arrays.items()}
         check_sizes({names[m]: tuple(x.shape[-2:]) for m, x in images.items()})
         wrong = [SensorFault.parse(f) if isinstance(f, str) else f for f in faults]
         broken = break_sample(Sample(images, id=frame), self.sensors, wrong, seed, earlier)
-        sample = evaluation_sample(broken, self.sensors, self.resize)
-        output = self.model(Batch.stack([sample]).to(self.device))
-        height, width = next(iter(images.values())).shape[-2:]
-        logits = at_size(output.logits, (height, width))
-        temperature = 1.0 if self.calibration is None else self.calibration.temperature(broken.images)
+        stored = {m: arrays[m] for m, x in broken.images.items() if x is images[m]}
+        return Measured(broken, stored)
+
+    @torch.inference_mode()
+    def encode(self, measured: Measured) -> Features:
+        """What the trunk says of every sensor."""
+        sample = evaluation_sample(measured.sample, self.sensors, self.resize)
+        return self.model.encode(Batch.stack([sample]).to(self.device))
+
+    def _segment(self, measured: Measured) -> Prediction:
+        return self.decode(measured, self.encode(measured))
+
+    @torch.inference_mode()
+    def decode(self, measured: Measured, features: Features, trust: Tensor | None = None) -> Prediction:
+        """The answer to what sensors measured.
+
+        Args:
+            features: what the trunk says of the same sensors. trust: see :meth:`MLESAM.decode`.
+        """
+        output = self.model.decode(features, trust)
+        logits = at_size(output.logits, measured.size)
+        images = measured.sample.images
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature(images)
         labels = logits[0].argmax(dim=0).cpu().numpy()
         probabilities = _with_winner((logits[0] / temperature).softmax(dim=0).float().cpu().numpy(), labels)
         shares = output.shares[0].mean(dim=0)
-        modality = next(iter(broken.images))
-        values = broken.images[modality].numpy()
-        untouched = broken.images[modality] is images[modality]
+        modality = next(iter(images))
+        values = images[modality].numpy()
         return Prediction(
             labels=labels.astype(np.uint8 if len(self.classes.names) <= 256 else np.int16),
             probabilities=probabilities,
-            weights={m: float(shares[self.model.modalities.index(m)]) for m in broken.images},
+            weights={m: float(shares[self.model.modalities.index(m)]) for m in images},
             classes=self.classes.names,
             colors=self.classes.colors,
-            background=picture(values, arrays[modality] if untouched else values, self.sensors[modality]),
+            background=picture(values, measured.stored.get(modality, values), self.sensors[modality]),
         )
 
 

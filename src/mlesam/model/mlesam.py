@@ -344,12 +344,17 @@ class MLESAM(nn.Module):
         signs = self.signs(features)
         return torch.cat([self.reliability[s.modality](signs[s.start : s.stop]) for s in features.segments])
 
-    def decode(self, features: Features) -> Output:
-        """Fuse the sensors in ``features`` and run both heads."""
+    def decode(self, features: Features, trust: Tensor | None = None) -> Output:
+        """Fuse the sensors in ``features`` and run both heads.
+
+        Args:
+            trust: (R,) logarithm of a further trust in each row, beside the model's own. None or zeros: no other bits.
+        """
         features.check_covered()
         fused, shares = [], []
         valid = _valid(features.size)
-        trust = self.trust(features)
+        own = self.trust(features)
+        trust = own if trust is None else trust if own is None else own + trust
         for shown, router, level in zip(valid, self.routers, features.levels, strict=True):
             map_, share = router(level, shown, features.segments, list(features.frames), features.count, trust)
             fused.append(map_)
