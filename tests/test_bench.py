@@ -189,8 +189,9 @@ def run(out: Path, *words: str) -> dict:
 @pytest.mark.parametrize(
     ("suite", "names"),
     [
-        ("inference", {"whole-fp32", "whole-bf16", "experts-unmerged"}),
-        ("training", {"train-64", "train-64-bf16", "train-64-subsets"}),
+        ("inference", {"whole-fp32", "whole-bf16", "experts-merged", "experts-unmerged", "early-k2"}),
+        ("training", {"train-64", "train-64-bf16", "train-64-subsets", "train-64-checkpointed"}),
+        ("stream", {"stream-1of4", "stream-1of4-plain"}),
     ],
 )
 def test_a_suite_writes_what_the_design_fixes(tmp_path: Path, capsys: pytest.CaptureFixture, suite, names) -> None:

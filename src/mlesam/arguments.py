@@ -202,7 +202,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "--suite",
         default="inference",
         metavar="NAME",
-        help="inference (default), training, scaling, data, memory or all",
+        help="inference (default), training, stream, scaling, data, memory or all",
     )
     bench.add_argument(
         "--preset", default="tiny", metavar="A,B,...", help="foundations: nano, tiny, small, base_plus, large (tiny)"

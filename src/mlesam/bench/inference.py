@@ -65,8 +65,9 @@ def _rows(setting: Setting) -> Tensor:
     return torch.cat([image.mean(1, keepdim=True).expand(-1, 3, -1, -1) for image in setting.images().values()])
 
 
-def fused(setting: Setting, merged: bool = False) -> Run:
+def fused(setting: Setting, merged: bool = False, **changes: Any) -> Run:
     """Pictures to the fused maps: everything before the heads."""
+    setting = setting.with_(changes=(*setting.changes, *changes.items()))
     model, batch = setting.model(), setting.frames()
     if merged:
         model.merge()
@@ -135,6 +136,11 @@ def cases() -> list[Case]:
     single = Subject("one-head", "the whole without the mask head, fp32", one_head)
     mean = Subject("no-router", "the whole with a plain mean, fp32", partial(whole, fusion="mean", reliability=False))
     merged = Subject("merged", "pictures to fused maps, experts and aligners merged, fp32", partial(fused, merged=True))
+    bare = Subject(
+        "merged-paper",
+        "the same without aligners, rescaling and reliability, fp32",
+        partial(fused, merged=True, **PAPER),
+    )
     trunk_merged = Subject(
         "trunk-merged", "trunk and neck with merged experts, fp32", partial(with_experts, merged=True)
     )
@@ -144,6 +150,7 @@ def cases() -> list[Case]:
         Case("whole-fp32", ours, NAIVE["fp32"], (HAND,), tolerance=fp32),
         Case("whole-bf16", WHOLE["bf16"], NAIVE["fp32"], (NAIVE["bf16"],), tolerance=bf16),
         Case("experts-merged", merged, FLOOR),
+        Case("experts-merged-paper", bare, FLOOR),
         Case("experts-unmerged", unmerged, FLOOR),
         Case("trunk-merged", trunk_merged, FLOOR),
         Case("trunk-unmerged", trunk, FLOOR),

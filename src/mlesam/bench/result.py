@@ -77,25 +77,30 @@ def _lines(rows: Sequence[Mapping[str, Any]], axis: str) -> list[Line]:
     return [Line(name, points) for name, points in found.items()]
 
 
+WIDE = 110
+
+
 def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """The rows as a table; further baselines of a row stand below it."""
     view = Table(
         title="ratio = time / baseline's time; in brackets the least and the greatest of a round", title_justify="left"
     )
+    heads = ("ratio", "baseline", "ms", "baseline's", "peak MiB", "baseline's")
+    heads = heads if console.width >= WIDE else heads[:3]  # names whole rather than columns cut
     view.add_column("result", no_wrap=True)
-    for head in ("ratio", "ms", "baseline", "ms", "peak MiB", "baseline's"):
+    for head in heads:
         view.add_column(head, justify="left" if head == "baseline" else "right", no_wrap=True)
     for row in rows:
         for name, own in ((row["name"], row), *(("", other) for other in row.get("against", {}).values())):
             _, low, high = own.get("ratio_by_round", (None, None, None))
-            view.add_row(
-                escape(name),
+            cells = (
                 f"{own['ratio']:.3f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]"),
-                f"{1e3 * own['seconds']:,.1f}",
                 escape(own["baseline"]),
+                f"{1e3 * own['seconds']:,.1f}",
                 f"{1e3 * own['baseline_seconds']:,.1f}",
                 *("-" if v is None else f"{v:,.0f}" for v in (own["peak_mib"], own["baseline_peak_mib"])),
             )
+            view.add_row(escape(name), *cells[: len(heads)])
     console.print(view)
     for row in rows:
         if "batch" in row:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mlesam.bench import inference, training
+from mlesam.bench import inference, stream, training
 from mlesam.bench.case import measure_cases
 from mlesam.bench.data import data
 from mlesam.bench.memory import memory
@@ -43,6 +43,11 @@ SUITES: dict[str, Suite] = {
         lambda setting, rounds, advance, limit: measure_cases(training.cases(setting.size), setting, rounds, advance),
         batch=2,
         rounds=5,
+    ),
+    "stream": Suite(
+        "one sensor of a frame is new",
+        lambda setting, rounds, advance, limit: measure_cases(stream.cases(), setting, rounds, advance),
+        naive=False,
     ),
     "scaling": Suite(
         "time over sensors, classes, pixels and rank",

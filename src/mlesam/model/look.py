@@ -65,7 +65,8 @@ def _note_ready(look: nn.Module, keys: object) -> None:
 def seen(map_RCHW: Tensor) -> Tensor:
     """(R, 2 C) float32: mean and standard deviation of each channel."""
     x = map_RCHW.detach().float()
-    return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3), correction=0)], dim=1)
+    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+    return torch.cat([mean, variance.sqrt()], dim=1)
 
 
 class Looking:
