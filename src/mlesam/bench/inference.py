@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Sam2VisionModel
 
 from mlesam.bench.case import Case, Subject
 from mlesam.bench.measure import Run
@@ -16,6 +17,7 @@ from mlesam.model.experts import Segment
 from mlesam.model.features import Features
 from mlesam.model.foundation import LEVEL_STRIDES
 from mlesam.model.mlesam import MLESAM
+from mlesam.model.sam2 import preset_config
 
 EQUAL = {"fp32": 1e-4, "bf16": 0.1}
 """How far ours may be from naive's, by precision."""
@@ -57,6 +59,22 @@ def floor(setting: Setting, precision: str = "fp32") -> Run:
     def run() -> Tensor:
         with setting.autocast(precision):
             return foundation(rows)[-1]
+
+    return run
+
+
+def vision(setting: Setting) -> Run:
+    """The floor as ``transformers`` computes it: the same weights, all rows in one pass."""
+    foundation: Any = setting.model().foundation
+    config: Any = preset_config(setting.preset).vision_config
+    with torch.device("meta"):
+        made: Any = Sam2VisionModel(config)
+    made.backbone, made.neck = foundation.trunk, foundation.neck
+    rows = _rows(setting)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return made.eval()(pixel_values=rows).fpn_hidden_states[-1]
 
     return run
 
@@ -124,6 +142,7 @@ WHOLE = {
 NAIVE = {p: Subject(f"naive-{p}", f"{PEFT}, {p}, heads as ours", partial(naive, precision=p), p) for p in PRECISIONS}
 HAND = Subject("by-hand-fp32", f"{BY_HAND}, fp32, heads as ours", partial(naive, precision="fp32", by_hand=True))
 FLOOR = Subject("floor-fp32", "the frozen trunk and neck alone on the stacked rows, fp32", floor)
+VISION = Subject("transformers-fp32", "SAM2's vision model of transformers on the stacked rows, fp32", vision)
 PAPER = {"align": False, "rescale": False, "reliability": False}
 """The model as published."""
 
@@ -149,6 +168,7 @@ def cases() -> list[Case]:
     return [
         Case("whole-fp32", ours, NAIVE["fp32"], (HAND,), tolerance=fp32),
         Case("whole-bf16", WHOLE["bf16"], NAIVE["fp32"], (NAIVE["bf16"],), tolerance=bf16),
+        Case("floor", FLOOR, VISION, tolerance=fp32),
         Case("experts-merged", merged, FLOOR),
         Case("experts-merged-paper", bare, FLOOR),
         Case("experts-unmerged", unmerged, FLOOR),
