@@ -10,10 +10,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 from conditions import ROOT
+from drawing import sheet, tile
 from mlesam.data.dataset import open_dataset
 from mlesam.data.reading import read_frame
 from mlesam.evaluation.evaluate import evaluate, open_split
@@ -26,26 +24,6 @@ from mlesam.world import WorldOptions, write_world
 from mlesam.world.drive import FRAMES_PER_SECOND
 from mlesam.world.render import SENSORS
 from mlesam.world.scene import CLASSES
-
-BAR, GAP = 16, 4
-"""Pixels of a caption's height and between two pictures."""
-
-
-def tile(picture: np.ndarray, text: str, side: int) -> Image.Image:
-    """A picture with a caption above it."""
-    canvas = Image.new("RGB", (side, side + BAR), (24, 26, 30))
-    canvas.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST), (0, BAR))
-    ImageDraw.Draw(canvas).text((3, 2), text, fill=(235, 235, 235))
-    return canvas
-
-
-def sheet(rows: list[list[Image.Image]]) -> Image.Image:
-    width, height = rows[0][0].size
-    canvas = Image.new("RGB", (len(rows[0]) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), (255, 255, 255))
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            canvas.paste(picture, (x * (width + GAP), y * (height + GAP)))
-    return canvas
 
 
 def drive(out: Path, frames: int = 48, side: int = 200) -> None:

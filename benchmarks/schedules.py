@@ -28,9 +28,19 @@ def sources(schedule: str, frames: int, sensors: Sequence[str], seed: int) -> np
     if schedule == SCHEDULES[0]:
         return every
     kind, rest = schedule.split(", ")
-    at_own_rates = every % np.array([EVERY[m] for m in sensors]) == 0
-    measured = np.where(at_own_rates if kind == "own rates" else ~outages(frames, len(sensors), seed), every, -1)
+    measured = np.where(measuring(kind, frames, sensors, seed), every, -1)
     return measured if rest == "left out" else np.maximum.accumulate(measured, axis=0)
+
+
+def measuring(kind: str, frames: int, sensors: Sequence[str], seed: int) -> np.ndarray:
+    """(F, M) bool, whether a sensor measures in a frame: at its own rate, in its outages never, or with both in the name both."""
+    index = np.arange(frames)[:, None]
+    found = np.ones((frames, len(sensors)), dtype=bool)
+    if "own rates" in kind:
+        found &= index % np.array([EVERY[m] for m in sensors]) == 0
+    if "outages" in kind:
+        found &= ~outages(frames, len(sensors), seed)
+    return found
 
 
 def outages(frames: int, sensors: int, seed: int) -> np.ndarray:

@@ -60,8 +60,7 @@ def render(job: tuple[Path, int]) -> str:
     folder, number = job
     path = drive_file(folder, number)
     if not path.is_file():
-        seed, weather = DRIVES[number]
-        drive = Drive(seed, FRAMES, SIZE, condition=weather)
+        drive = Drive(number, FRAMES, SIZE, condition=ROTA[number])
         frames = [drive.view(index, EVERYONE) for index in range(FRAMES)]
         arrays: dict[str, Any] = {m: np.stack([frame.images[m] for frame in frames]) for m in EVERYONE}
         folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +249,12 @@ def main() -> None:
         "shown": {"drive": SHOWN, "seed": int(SEEDS[0]), "frame_miou": lines},
     }  # fmt: skip
     replace_file(options.result, json.dumps(content, indent=2) + "\n")
-    replace_file(options.plot, timeline(lines, weights, EVERYONE, FRAMES_PER_SECOND))
+    panels = {
+        title: {FULL: lines[FULL], **{how: lines[f"{kind}, {how}"] for how in ("left out", "held")}}
+        for kind, title in (("own rates", "Sensors at their own rates"), ("outages", "Sensors that go and come back"))
+    }
+    shares = "Weights while they are away", weights["outages, left out"]
+    replace_file(options.plot, timeline(panels, shares, EVERYONE, FRAMES_PER_SECOND))
     say(summary(rows, sets, counts))
 
 

@@ -1,4 +1,4 @@
-"""The picture of docs/results.md on sensors that come and go: one drive, frame by frame."""
+"""Pictures of sensors that come and go: one drive, frame by frame."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlesam.evaluation.markup import Html, h
 LEFT, WIDTH, HEIGHT, GAP = 64, 640, 150, 46
 """Pixels: left margin, width and height of a panel, and the space above it, where its title stands."""
 SENSORS = ("#2a6fbb", "#c9772b", "#5b9a4b", "#a6493f", "#7a5ea8", "#5a6775")
-FULL, ABSENT, HELD = "#9aa5b1", "#2a6fbb", "#c9772b"
+LINES = ("#9aa5b1", "#2a6fbb", "#c9772b")
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1d2733}.title{font-weight:600}.tick{font-size:11px;fill:#5a6775}"
     ".page{fill:#fff}.grid{stroke:#e3e8ee}polyline{fill:none;stroke-width:1.6;stroke-linejoin:round}"
@@ -20,43 +20,38 @@ STYLE = (
 
 
 def timeline(
-    lines: Mapping[str, Sequence[float]],
-    weights: Mapping[str, np.ndarray],
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    weights: tuple[str, np.ndarray],
     sensors: Sequence[str],
     frames_per_second: int,
 ) -> Html:
-    """Three panels over the seconds of a drive: each frame's mIoU with sensors at their own rates, and with outages; and the
-    router's weights, with outages.
+    """Panels over the seconds of a drive: each frame's mIoU, and below them the router's weights.
 
     Args:
-        lines: by schedule, mIoU of each frame. weights: by schedule, (F, M) share of each sensor.
+        panels: by title, up to three lines by name, mIoU of each frame; the first one is drawn in grey.
+        weights: title, and (F, M) share of each sensor.
     """
-    full, *others = lines
-    top = max(max(values) for values in lines.values())
+    top = max(max(values) for lines in panels.values() for values in lines.values())
     ticks = nice_ticks(0.0, 100 * top, 5)
-    panels: list[Html] = []
-    kinds = [("own rates", "Sensors at their own rates"), ("outages", "Sensors that go and come back")]
-    for number, (kind, title) in enumerate(kinds):
-        chosen = [name for name in others if name.startswith(kind)]
-        drawn = [(full, FULL), *((n, HELD if n.endswith("held") else ABSENT) for n in chosen)]
+    drawn: list[Html] = []
+    for number, (title, lines) in enumerate(panels.items()):
         bottom = _bottom(number)
+        colors = dict(zip(lines, LINES, strict=False))
         marks = [
-            h("polyline", points=_points(lines[n], 100 / ticks[-1], bottom), style=f"stroke:{color}")
-            for n, color in drawn
+            h("polyline", points=_points(values, 100 / ticks[-1], bottom), style=f"stroke:{colors[name]}")
+            for name, values in lines.items()
         ]
-        names = {name.removeprefix(f"{kind}, "): color for name, color in drawn}
-        panels.append(h("g", _frame(f"{title}: mIoU, %", ticks, bottom), marks, _legend(names, bottom)))
-    given = weights["outages, left out"]
-    bottom = _bottom(2)
+        drawn.append(h("g", _frame(f"{title}: mIoU, %", ticks, bottom), marks, _legend(colors, bottom)))
+    title, given = weights
+    bottom = _bottom(len(panels))
     edges = np.concatenate([np.zeros((len(given), 1)), np.cumsum(given, axis=1)], axis=1)
     areas = [
         h("polygon", points=f"{_points(edges[:, i + 1], 1.0, bottom)} {_points(edges[:, i], 1.0, bottom, back=True)}",
           style=f"fill:{SENSORS[i]};fill-opacity:.75")
         for i in range(len(sensors))
     ]  # fmt: skip
-    names = dict(zip(sensors, SENSORS, strict=False))
-    frame = _frame("Weights while they are away, %", [0, 25, 50, 75, 100], bottom)
-    panels.append(h("g", frame, areas, _legend(names, bottom)))
+    frame = _frame(f"{title}, %", [0, 25, 50, 75, 100], bottom)
+    drawn.append(h("g", frame, areas, _legend(dict(zip(sensors, SENSORS, strict=False)), bottom)))
     height = bottom + 44
     seconds = len(given) / frames_per_second
     steps = [t for t in nice_ticks(0.0, seconds, 6) if t <= seconds]
@@ -68,7 +63,7 @@ def timeline(
     width = LEFT + WIDTH + 24
     label = "A drive, frame by frame: accuracy and weights while sensors come and go"
     return h(
-        "svg", h("style", Html(STYLE)), h("rect", width=width, height=height, class_="page"), panels, axis, note,
+        "svg", h("style", Html(STYLE)), h("rect", width=width, height=height, class_="page"), drawn, axis, note,
         xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", width=width, height=height, role="img",
         aria_label=label,
     )  # fmt: skip

@@ -82,6 +82,32 @@ def trained_and_tested(name: str, run: Path) -> dict[str, Any]:
     return json.loads(out.read_text())["protocols"]
 
 
+def corrected_as_by_the_sdk(
+    points: np.ndarray, times: np.ndarray, exposure: float, mount: np.ndarray, gnss: Sequence[int]
+) -> np.ndarray:
+    """What MUSES' SDK makes of (N, 3) points of a moving sensor (``motion_compensate_pcd``): in the receiver's axes shifted along
+    x by the speed, then turned by Rz Ry Rx. mount: (4, 4) sensor to receiver. gnss: the 28 numbers."""
+    from scipy.spatial.transform import Rotation
+
+    late = times - exposure
+    moved = points @ mount[:3, :3].T + mount[:3, 3]
+    moved = moved + np.outer(late, [gnss[23] / 1000, 0, 0])
+    roll, pitch, heading = (late * rate / 1e5 for rate in gnss[17:20])
+    moved = Rotation.from_euler("ZYX", np.stack([heading, pitch, roll], axis=1), degrees=True).apply(moved)
+    return (moved - mount[:3, 3]) @ np.linalg.inv(mount[:3, :3]).T
+
+
+def true_depth(shot: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(1080, 1920) metres along the colour camera's axis, inf in the sky, and things, from a scene of the MUSES miniature."""
+    from mlesam.mini import muses, rig
+
+    now = muses.at(shot)
+    size, focal, window = rig.frame_of(rig.RGB_SIZE, rig.RGB_SCALE, rig.RGB_K)
+    seen = now.view(now.camera(size, focal, float(np.sin(rig.PITCH)))).seen
+    block = np.ones((4, 4))
+    return np.kron(seen.hits.depth[window], block), np.kron(now.things(seen)[window], block).astype(int)
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "data")

@@ -196,6 +196,30 @@ class Contract:
         assert not [n for n, p in foundation.named_parameters() if p.grad is not None and not foundation.adds(n)]
         foundation.zero_grad(set_to_none=True)
 
+    def test_blocks_computed_again_give_the_same_gradients_and_keep_less(self, foundation: Foundation) -> None:
+        experts, images = self.experts(foundation, "rgb", "depth"), self.images(foundation, 2, "square")
+        segments, found = (Segment("rgb", 0, 1), Segment("depth", 1, 2)), []
+        for foundation.checkpointing in (False, True):
+            kept = 0
+
+            def count(tensor: Tensor) -> Tensor:
+                nonlocal kept
+                kept += tensor.numel()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+                maps = foundation(images, experts.on(segments))
+            sum((m * m.detach().cos()).sum() for m in maps).backward()
+            found.append((kept, {n: p.grad.clone() for n, p in experts.named_parameters() if p.grad is not None}))
+            experts.zero_grad()
+            foundation.zero_grad(set_to_none=True)
+        foundation.checkpointing = False
+        (plainly, one), (again, two) = found
+        assert again < plainly / 2
+        assert one.keys() == two.keys()
+        assert one
+        assert all(torch.allclose(one[n], two[n], rtol=1e-4, atol=1e-5 * float(one[n].abs().max())) for n in one)
+
     @torch.no_grad()
     def test_threads_do_not_meet_and_an_error_leaves_nothing_behind(self, foundation: Foundation) -> None:
         images = self.images(foundation, 1, "smallest")

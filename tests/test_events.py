@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -154,8 +157,46 @@ def test_a_missing_compression_filter_is_named(tmp_path: Path) -> None:
     with h5py.File(write_hdf5(tmp_path / "a.h5", some_events()), "a") as file:
         del file["events/p"]
         h5py.h5d.create(file["events"].id, b"p", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple((400,)), plan)
-    with pytest.raises(DataError, match=r"HDF5 filter 300 .*pip install hdf5plugin"):
+    with pytest.raises(DataError, match=r"HDF5 filter 300 .*pip install .mlesam\[events\]"):
         read_events(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("name", ["Blosc", "Zstd"])
+def test_a_recording_compressed_with_a_filter_of_the_extra_is_read(tmp_path: Path, name: str) -> None:
+    """In a process of its own: once imported, hdf5plugin stays registered, and nothing shows that the reader asked for it."""
+    if importlib.util.find_spec("hdf5plugin") is None:
+        pytest.skip('needs hdf5plugin: pip install "mlesam[events]"')
+    write = (
+        "import sys, h5py, hdf5plugin, numpy as np\n"
+        "events = np.load(sys.argv[2])\n"
+        "with h5py.File(sys.argv[1], 'w') as file:\n"
+        "    for key in 'xytp':\n"
+        f"        file.create_dataset('events/' + key, data=events[key], chunks=(64,), **hdf5plugin.{name}())\n"
+    )
+    read = (
+        "import sys, numpy as np\n"
+        "from mlesam.sensors.event_files import read_events\n"
+        "assert 'hdf5plugin' not in sys.modules\n"
+        "np.save(sys.argv[3], read_events(sys.argv[1]))\n"
+    )
+    events = some_events()
+    recording, given, found = (str(tmp_path / f) for f in ("a.h5", "given.npy", "found.npy"))
+    np.save(given, events)
+    for code in (write, read):
+        done = subprocess.run([sys.executable, "-c", code, recording, given, found], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(found), events)
+
+
+def test_a_recording_without_such_a_filter_does_not_import_the_extra(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "a.h5", some_events(), chunks=(64,), compression="gzip")
+    code = (
+        "import sys\n"
+        "from mlesam.sensors.event_files import read_events\n"
+        "assert len(read_events(sys.argv[1])) == 400 and 'hdf5plugin' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mlesam.cli import main
 from mlesam.inference import export, formats
 from mlesam.inference.export import FixedSensors, export_model, parse_size, random_scene
 from mlesam.inference.exported import ExportedSegmenter, load_exported
+from mlesam.inference.stream import SegmenterStream
 from mlesam.model.calibration import Calibration
 from mlesam.model.foundation import decoder_config
 from mlesam.model.run import Run
@@ -249,6 +250,8 @@ def test_the_command_exports_a_run_and_the_segmenter_takes_the_file(
     np.testing.assert_array_equal(found.background, expected.background)
     broken = {"faults": ["rgb:fog:3"]}
     np.testing.assert_array_equal(other(files, **broken).labels, one(files, **broken).labels)
+    with pytest.raises(RequestError, match="holds no model; this needs the run"):
+        SegmenterStream(other)
     with pytest.raises(RequestError, match=r"exported for rgb \+ depth \+ thermal together and cannot take rgb;"):
         other({"rgb": files["rgb"]})
     with pytest.raises(RequestError, match="exported for 64x48 pixels and rgb has 32x40"):
@@ -292,6 +295,18 @@ def test_a_wrong_request_is_refused_before_any_work(
     with pytest.raises(RequestError, match=says):
         export_model(segmenter, tmp_path / options.pop("out", "model.onnx"), **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_leaves_sensors_behind_is_exported_for_as_few(foundation: str, tmp_path: Path) -> None:
+    config = ModelConfig(foundation=foundation, train="experts", rank=2, look=1, look_keep=1)
+    looking = Segmenter(
+        MLESAM({"rgb": 3, "depth": 1}, 3, config), {m: sensor_spec(m) for m in ("rgb", "depth")}, CLASSES
+    )
+    with pytest.raises(RequestError, match=r"all but 1 of a frame's sensors behind .* export 1 sensors at most"):
+        export_model(looking, tmp_path / "model.pt2", "torch", size=SIZE)
+    looking.model.compute_in(torch.bfloat16)
+    with pytest.raises(RequestError, match="another precision than float32"):
+        export_model(looking, tmp_path / "model.pt2", "torch", modalities=["rgb"], size=SIZE)
 
 
 def test_a_missing_package_is_named(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

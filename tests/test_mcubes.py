@@ -14,9 +14,11 @@ from conftest import trained_and_tested
 from mlesam.cli import main
 from mlesam.data import open_dataset
 from mlesam.data.mcubes import CLASSES, ON_TEST, ON_VAL
-from mlesam.data.reading import read_frame, resolve_classes, resolve_sensors
+from mlesam.data.reading import match_sensor, read_frame, resolve_classes, resolve_sensors
 from mlesam.errors import RequestError
+from mlesam.inference.segmenter import picture
 from mlesam.sample import IGNORE
+from mlesam.sensors.files import read_array
 
 
 def test_every_frame_has_four_sensors_in_the_order_of_the_lists(mcubes_mini: Path) -> None:
@@ -100,3 +102,15 @@ def test_a_set_of_files_that_is_half_unpacked_is_a_fault(
     said = " ".join(capsys.readouterr().out.split())
     assert "lack dolp, and all of the published ones have it" in said
     assert f"polL_aolp_cos/{name}.npy" in said
+
+
+def test_colour_is_drawn_as_the_camera_shows_it(mcubes_mini: Path) -> None:
+    dataset = open_dataset(f"mcubes:{mcubes_mini}")
+    frames = dataset.frames("train")
+    spec = match_sensor(dataset, "rgb", frames)[0]
+    assert spec.range == (0.0, 1.0)
+    for frame in frames:
+        drawn = picture(spec.encode(frame.read("rgb")).numpy(), frame.read("rgb"), spec)
+        stored = read_array(mcubes_mini / f"polL_color/{frame.id}.png")[:, 192:]
+        scale = 255 / np.iinfo(stored.dtype).max
+        np.testing.assert_allclose(drawn, stored * scale, atol=1.01)

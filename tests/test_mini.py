@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import corrected_as_by_the_sdk, true_depth
 from mlesam.cli import main
 from mlesam.errors import RequestError, WorkError
 from mlesam.mini import ABOUT, deliver, mcubes, muses, write_mini
@@ -164,17 +166,6 @@ def meta(muses_mini: Path) -> dict[str, dict]:
     return json.loads((muses_mini / "meta.json").read_text())
 
 
-def true_depth(shot: muses.Shot) -> tuple[np.ndarray, np.ndarray]:
-    """(1080, 1920) metres along the colour camera's axis, inf in the sky, and things, from the scene itself."""
-    from mlesam.mini import rig
-
-    now = muses.at(shot)
-    size, focal, window = rig.frame_of(rig.RGB_SIZE, rig.RGB_SCALE, rig.RGB_K)
-    seen = now.view(now.camera(size, focal, float(np.sin(rig.PITCH)))).seen
-    block = np.ones((4, 4))
-    return np.kron(seen.hits.depth[window], block), np.kron(now.things(seen)[window], block).astype(int)
-
-
 def projected(points: np.ndarray, move: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns, rows and depths of the points (N, 3) that fall into the colour camera's picture; and which those are."""
     moved = points @ move[:3, :3].T + move[:3, 3]
@@ -264,19 +255,37 @@ def test_muses_lidar_points_fall_on_the_pixels_that_show_them(
         assert points[:, 3].max() <= 255
         assert set(points[:, 4]) == {1, 2, 3, 4, 5}
         start, end = shot.exposure
-        assert np.abs(points[:, 5] - (start + end) / 2e6).max() < 0.0051
+        late = points[:, 5] - (start + end) / 2e6
+        assert 0.04 < np.abs(late).max() < 0.0501  # a sweep of 0.1 s, its middle at the exposure's
         _, _, inside = projected(points[:, :3], calib["lidar2rgb"], calib["rgb_K"])
         assert 0.3 < inside.mean() < 0.99  # the LiDAR sees wider than the camera
         far = points[away >= 1.0]
-        error = lidar_error(far[:, :3], shot, calib)
+        gnss = [int(word) for word in (muses_mini / meta[shot.stem]["path_to_gnss"]).read_text().split()]
+        assert 5_000 <= gnss[23] <= 11_000
+        assert 0.05 <= abs(np.radians(gnss[19] / 1e5)) <= 0.2
+        seen = corrected_as_by_the_sdk(far[:, :3], far[:, 5], (start + end) / 2e6, calib["lidar2gnss"], gnss)
+        error = lidar_error(seen, shot, calib)
         assert (error < 0.05).mean() > 0.9, shot
-        mirrored = lidar_error(far[:, :3] * (1, -1, 1), shot, calib)
+        mirrored = lidar_error(seen * (1, -1, 1), shot, calib)
         assert (mirrored < 0.05).mean() < (error < 0.05).mean() - 0.1  # so the test can tell
-        # Motion compensation, as the SDK does it: along the vehicle's axis by its speed.
-        speed = int((muses_mini / meta[shot.stem]["path_to_gnss"]).read_text().split()[23]) / 1000
-        late = far[:, 5] - (start + end) / 2e6
-        better = lidar_error(far[:, :3] + np.outer(late * speed, (1, 0, 0)), shot, calib)
-        assert np.median(better) < np.median(error)
+        assert np.median(error) < 0.5 * np.median(lidar_error(far[:, :3], shot, calib)), shot
+
+
+def test_muses_vehicle_that_turns_sees_what_one_sees_that_stands_where_it_has_come_to() -> None:
+    now, seconds = muses.at(muses.shots(0)[0]), 0.4
+    later = now.camera((8, 8), 4.0, 0.0, seconds=seconds)
+    there = dataclasses.replace(now, position=later.position, yaw=later.yaw, turn_rate=0.0)
+    assert np.arcsin(there.yaw) == pytest.approx(np.arcsin(now.yaw) - now.turn_rate * seconds)
+    # The receiver goes along a circle: half way round the turn it heads along the chord.
+    behind = [np.array(at.position) + at.axes() @ now.pivot for at in (now, there)]
+    way, heading = behind[1] - behind[0], np.arcsin(now.yaw) - now.turn_rate * seconds / 2
+    chord = 2 * now.speed / now.turn_rate * np.sin(now.turn_rate * seconds / 2)
+    np.testing.assert_allclose(way, [chord * np.sin(heading), 0, chord * np.cos(heading)], atol=1e-9)
+    side, up = np.meshgrid(np.linspace(-1.2, 1.2, 30), np.linspace(-0.3, 0.2, 10))
+    rays = np.stack([np.cos(up) * np.cos(side), np.cos(up) * np.sin(side), np.sin(up)])
+    same = np.isclose(now.cast((0, 0, 0), rays, seconds).distance, there.cast((0, 0, 0), rays).distance, rtol=1e-3)
+    assert same.mean() > 0.98  # a ray along an edge may pass it
+    assert np.isclose(now.cast((0, 0, 0), rays).distance, there.cast((0, 0, 0), rays).distance, rtol=1e-3).mean() < 0.5
 
 
 def test_muses_radar_shows_vehicles_and_houses_where_they_are(muses_mini: Path, calib: dict[str, np.ndarray]) -> None:

@@ -507,3 +507,51 @@ def test_under_bf16_autocast_the_shares_stay_exact_for_one_sensor(model: MLESAM)
     assert torch.equal(output.shares[0, :, 3], torch.ones(3))
     assert output.logits.dtype == torch.float32
     assert output.logits.isfinite().all()
+
+
+# ---------------------------------------------------------------- half the resolution
+
+
+def halved(*sensors: str) -> MLESAM:
+    torch.manual_seed(0)
+    model = MLESAM({"rgb": 3, "depth": 1, "lidar": 3}, CLASSES, ModelConfig(rank=4, half=sensors)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".b") or name.startswith("aligners."):
+                nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+@torch.inference_mode()
+def test_a_sensor_at_half_size_gives_what_its_smaller_picture_would() -> None:
+    model, plain = halved("lidar"), halved()
+    images = {
+        "rgb": torch.randn(2, 3, 64, 128),
+        "depth": torch.randn(2, 1, 64, 128),
+        "lidar": torch.randn(2, 3, 64, 128),
+    }
+    levels = model.encode(Batch.of(images)).levels
+    whole = plain.encode(Batch.of({m: images[m] for m in ("rgb", "depth")})).levels
+    small = plain.encode(Batch.of({"lidar": nn.functional.avg_pool2d(images["lidar"], 2)})).levels
+    for level, one, two in zip(levels, whole, small, strict=True):
+        torch.testing.assert_close(level[:4], one, atol=1e-5, rtol=0)
+        grown = nn.functional.interpolate(two, scale_factor=2.0, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(level[4:], grown, atol=1e-5, rtol=0)
+    before = model(images).logits
+    torch.testing.assert_close(model.merge()(images).logits, before, atol=1e-4, rtol=0)
+    model.unmerge()
+    assert model({"lidar": images["lidar"][..., :31, :70]}).logits.shape == (2, CLASSES, 31, 70)
+    mixed = Batch.stack(
+        [Sample({m: x[0] for m, x in images.items()}, id="a"), Sample({"lidar": images["lidar"][1]}, id="b")]
+    )
+    together = model(mixed)
+    alone = model({"lidar": images["lidar"][1:]})
+    torch.testing.assert_close(together.logits[1:], alone.logits, atol=1e-5, rtol=0)
+
+
+def test_what_is_halved_is_named_and_trained() -> None:
+    with pytest.raises(RequestError, match=r"model\.half names 'lidr'; did you mean 'lidar'"):
+        halved("lidr")
+    model = halved("lidar", "rgb").train()
+    model({m: torch.randn(1, c, 64, 64) for m, c in model.channels.items()}).logits.square().mean().backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad and n.startswith("experts."))

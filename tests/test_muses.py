@@ -10,14 +10,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from scipy.spatial import KDTree
 
-from conftest import trained_and_tested
+from conftest import corrected_as_by_the_sdk, trained_and_tested, true_depth
 from mlesam.cli import main
 from mlesam.data import open_dataset
 from mlesam.data.muses import CLASSES, MusesFrame, decode_projected
 from mlesam.data.reading import read_frame, resolve_classes
 from mlesam.errors import DataError, RequestError
+from mlesam.mini import muses
 from mlesam.sample import IGNORE
+from mlesam.sensors.radar import RadarEncoder
 from mlesam.sensors.spec import sensor_spec
 
 
@@ -123,6 +126,164 @@ def test_recordings_are_read_inside_an_archive(muses_mini: Path, tmp_path: Path)
     assert [f.id for f in found] == [frame.id]
     for modality in frame.files:
         assert np.array_equal(found[0].read(modality), frame.read(modality), equal_nan=True), modality
+
+
+# ---------------------------------------------------------------- the vehicle's motion
+
+
+def of_split(root: Path, options: str, split: str) -> list[tuple[muses.Shot, MusesFrame]]:
+    """Frames with the scenes of the miniature that they show."""
+    frames = {frame.id.rpartition("/")[2]: frame for frame in open_dataset(f"muses:{root}?{options}").frames(split)}
+    found = []
+    for shot in muses.shots(0):
+        if shot.split == split:
+            frame = frames[shot.stem]
+            assert isinstance(frame, MusesFrame)
+            found.append((shot, frame))
+    return found
+
+
+def range_error(frame: MusesFrame, shot: muses.Shot, calibration: dict) -> np.ndarray:
+    """Share by which the range in each measured pixel differs from the range of what the camera shows there."""
+    depth = true_depth(shot)[0]
+    back = np.linalg.inv(np.array(calibration["extrinsics"]["lidar2rgb"]))
+    picture = frame.read("lidar")[..., 0]
+    row, column = np.nonzero(np.isfinite(picture) & np.isfinite(depth))
+    rays = np.linalg.inv(calibration["intrinsics"]["rgb"]["K"]) @ np.stack([column, row, np.ones(len(row))])
+    place = back[:3, :3] @ (rays * depth[row, column]) + back[:3, 3:]
+    return np.abs(picture[row, column] / np.linalg.norm(place, axis=0) - 1)
+
+
+def test_points_of_a_moving_vehicle_fall_where_the_camera_sees_them(muses_mini: Path) -> None:
+    calibration = json.loads((muses_mini / "calib.json").read_text())
+    still, moving = (of_split(muses_mini, f"enlarge=false,motion={m}", "val") for m in ("false", "true"))
+    for (shot, one), (_, other) in zip(still, moving, strict=True):
+        before, after = range_error(one, shot, calibration), range_error(other, shot, calibration)
+        assert np.median(after) < 0.5 * np.median(before), shot
+        assert (after < 0.05).mean() > 0.9, shot
+
+
+def test_radar_echoes_of_a_moving_vehicle_lie_where_the_camera_sees_their_places(muses_mini: Path) -> None:
+    """The distance, seen from above, from a strong echo to the nearest solid thing that the camera sees at its height."""
+    from mlesam.mini.scene import THINGS
+
+    calibration = json.loads((muses_mini / "calib.json").read_text())
+    to_radar = np.linalg.inv(calibration["extrinsics"]["radar2rgb"])
+    solid = [THINGS.index(name) for name in ("vehicle", "lorry", "building", "wall", "pole", "sign")]
+    found = []
+    for shot, frame in of_split(muses_mini, "motion=true", "train"):
+        assert frame.rig is not None
+        assert frame.drive is not None
+        radar, motion = frame.rig.sensors["radar"], frame.drive.motion("radar")
+        assert isinstance(radar, RadarEncoder)
+        assert motion is not None
+        echoes, times = radar.points(radar.read(Path(str(frame.files["radar"]))), timed=True)
+        assert times is not None
+        depth, things = true_depth(shot)
+        row, column = (a[::7] for a in np.nonzero(np.isin(things, solid)))
+        rays = np.linalg.inv(calibration["intrinsics"]["rgb"]["K"]) @ np.stack([column, row, np.ones(len(row))])
+        place = (to_radar @ np.vstack([rays * depth[row, column], np.ones(len(row))]))[:3].T
+        slope = place[:, 2] / np.hypot(place[:, 0], place[:, 1])
+        seen = KDTree(place[(slope > -0.14) & (slope < 0.03), :2])  # the beam's height
+        near = np.linalg.norm(echoes[:, :2], axis=1) < 40
+        strong = (echoes[:, 3] > 120) & near & (np.abs(times - sum(shot.exposure) / 2e6) > 0.01)
+        assert strong.sum() > 100
+        moved = motion.at_exposure(echoes[:, :3], times)
+        found.append([np.median(seen.query(points[strong, :2])[0]) for points in (echoes, moved)])
+        picture = frame.read("radar")
+        assert not np.array_equal(picture, frame.rig.encode("radar", frame.files["radar"]), equal_nan=True)
+        expected = frame.rig.encode("radar", frame.files["radar"], motion)
+        assert np.array_equal(picture, expected, equal_nan=True)
+    before, after = np.array(found).T
+    assert (after < before).sum() >= 7
+    assert np.median(after) < 0.06  # metres; a bin has 0.04
+    assert np.median(before) > 0.12
+
+
+def test_motion_is_what_the_sdk_makes_of_it(muses_mini: Path) -> None:
+    calibration = json.loads((muses_mini / "calib.json").read_text())
+    meta = json.loads((muses_mini / "meta.json").read_text())
+    for shot, frame in of_split(muses_mini, "motion=true", "train"):
+        points = np.fromfile(str(frame.files["lidar"])).reshape(-1, 6)
+        gnss = [int(word) for word in (muses_mini / meta[shot.stem]["path_to_gnss"]).read_text().split()]
+        mount = np.array(calibration["extrinsics"]["lidar2gnss"])
+        official = corrected_as_by_the_sdk(points[:, :3], points[:, 5], sum(shot.exposure) / 2e6, mount, gnss)
+        assert frame.drive is not None
+        motion = frame.drive.motion("lidar")
+        assert motion is not None
+        np.testing.assert_allclose(motion.at_exposure(points[:, :3], points[:, 5]), official, atol=0.005)
+        assert np.abs(official - points[:, :3]).max() > 0.2  # so the test can tell
+
+
+def test_motion_is_left_alone_unless_asked_for(muses_mini: Path) -> None:
+    frame = open_dataset(f"muses:{muses_mini}").frames("val")[0]
+    assert isinstance(frame, MusesFrame)
+    assert frame.rig is not None
+    assert frame.drive is None
+    plain = frame.rig.encode("lidar", frame.files["lidar"])
+    assert np.array_equal(frame.read("lidar"), plain, equal_nan=True)
+
+
+def test_motion_is_corrected_inside_an_archive(muses_mini: Path, tmp_path: Path) -> None:
+    frame = open_dataset(f"muses:{muses_mini}?motion=true").frames("val")[0]
+    assert isinstance(frame, MusesFrame)
+    assert frame.drive is not None
+    with zipfile.ZipFile(tmp_path / "muses.zip", "w") as packed:
+        for path in (
+            muses_mini / "calib.json",
+            muses_mini / "meta.json",
+            frame.drive.gnss,
+            frame.label,
+            *frame.files.values(),
+        ):
+            packed.write(str(path), f"muses/{Path(str(path)).relative_to(muses_mini)}")
+    found = open_dataset(f"muses:{tmp_path}/muses.zip?motion=true").frames("val")
+    assert np.array_equal(found[0].read("lidar"), frame.read("lidar"), equal_nan=True)
+
+
+def test_what_motion_lacks_is_named(muses_mini: Path, tmp_path: Path) -> None:
+    root = tmp_path / "MUSES"
+    root.mkdir()
+    name = f"muses:{root}?motion=true"
+    for folder in ("frame_camera", "gt_semantic", "event_camera"):
+        (root / folder).symlink_to(muses_mini / folder)
+    with pytest.raises(RequestError, match=r"neither lidar nor radar to correct for motion; leave motion out"):
+        open_dataset(name)
+    for file in ("lidar", "calib.json"):
+        (root / file).symlink_to(muses_mini / file)
+    with pytest.raises(RequestError, match=r"there is no gnss in .*MUSES, which motion needs; fetch it"):
+        open_dataset(name)
+    shutil.copytree(muses_mini / "gnss", root / "gnss")
+    with pytest.raises(RequestError, match=r"there is no file .*meta\.json; unpack it again, or leave motion out"):
+        open_dataset(name).frames("val")
+    meta = json.loads((muses_mini / "meta.json").read_text())
+    stem, scene = next((s, e) for s, e in meta.items() if e["split"] == "val")
+    (root / "meta.json").write_text(json.dumps({s: e for s, e in meta.items() if s != stem}))
+    with pytest.raises(DataError, match=rf"meta\.json says nothing of {stem}"):
+        open_dataset(name).frames("val")
+    for content in ([], {stem: {**scene, "path_to_gnss": None}}, {stem: {"path_to_gnss": "gnss/a.txt"}}):
+        (root / "meta.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r"meta\.json does not say path_to_gnss, .* of every scene"):
+            open_dataset(name).frames("val")
+    (root / "meta.json").unlink()
+    (root / "meta.json").symlink_to(muses_mini / "meta.json")
+    frame = next(f for f in open_dataset(name).frames("val") if f.id.endswith(stem))
+    (root / scene["path_to_gnss"]).write_text("1 2 3")
+    with pytest.raises(DataError, match=rf"{stem}_gnss\.txt has 3 numbers"):
+        frame.read("lidar")
+    (root / scene["path_to_gnss"]).unlink()
+    with pytest.raises(DataError, match=rf"there is no file .*{stem}_gnss\.txt.*leave the correction for motion out"):
+        frame.read("lidar")
+    (root / "projected_to_rgb/lidar").mkdir(parents=True)
+    with pytest.raises(RequestError, match=r"takes lidar from .*projected_to_rgb.*add source=raw"):
+        open_dataset(name)
+    assert open_dataset(f"{name},source=raw").frames("val")
+    calibration = json.loads((muses_mini / "calib.json").read_text())
+    del calibration["extrinsics"]["lidar2gnss"]
+    (root / "calib.json").unlink()
+    (root / "calib.json").write_text(json.dumps(calibration))
+    with pytest.raises(RequestError, match=r"calib\.json: extrinsics\.lidar2gnss is missing"):
+        open_dataset(f"{name},source=raw").frames("val")
 
 
 # ---------------------------------------------------------------- what is refused

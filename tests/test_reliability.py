@@ -106,7 +106,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 def test_agreement_by_hand_with_sensors_missing() -> None:
     maps = [torch.randn(6, 5, 4, 6) + 0.5, torch.randn(6, 5, 2, 3) + 0.5]
     answers = torch.randn(6, 4, 2, 3).softmax(dim=1)
-    found = agreement(maps, answers, FRAMES).numpy()
+    found = agreement(maps, answers, SEGMENTS, FRAMES, 3).numpy()
     for (frame, sensor), row in OWNER.items():
         others = [r for (f, s), r in OWNER.items() if f == frame and s != sensor]
         numbers = []
@@ -126,13 +126,17 @@ def test_agreement_by_hand_with_sensors_missing() -> None:
 
 
 def test_the_one_that_lies_agrees_least() -> None:
+    segments = tuple(Segment(m, i, i + 1) for i, m in enumerate(SENSORS))
+
     def seen(shape: tuple[int, ...]) -> Tensor:
         truth = torch.randn(1, *shape)
         return torch.cat(
             [truth + 0.2 * torch.randn_like(truth), torch.randn_like(truth), truth + 0.2 * torch.randn_like(truth)]
         )
 
-    found = agreement([seen((8, 6, 6)), seen((8, 3, 3))], (3 * seen((4, 3, 3))).softmax(1), [torch.tensor([0])] * 3)
+    found = agreement(
+        [seen((8, 6, 6)), seen((8, 3, 3))], (3 * seen((4, 3, 3))).softmax(1), segments, [torch.tensor([0])] * 3, 1
+    )
     assert found[:, :12].argmin(dim=0).tolist() == [1] * 12
 
 

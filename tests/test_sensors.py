@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mlesam.errors import DataError, RequestError
+from mlesam.inference.segmenter import picture
 from mlesam.sensors import BUILTIN, SensorSpec, canonical_order, sensor_spec
 
 NAMES = ("rgb", "depth", "lidar", "event", "thermal", "radar", "nir", "aolp", "dolp")
@@ -281,3 +282,13 @@ def test_a_flat_or_empty_frame_is_no_noise() -> None:
     assert spec.normalized(spec.encode(flat)).abs().max() < 0.01
     empty = spec.normalized(spec.encode(np.zeros(SIZE, np.uint16)))
     assert (empty == 0).all()
+
+
+def test_colour_of_any_range_is_drawn() -> None:
+    """Floating-point colour without a declared range has none that ends."""
+    spec = sensor_spec("rgb", {"range": [float("-inf"), float("inf")]})
+    stored = np.linspace(0, 900, 48, dtype=np.float32).reshape(4, 4, 3)
+    drawn = picture(spec.encode(stored).numpy(), stored, spec)
+    assert drawn.min() == 0
+    assert drawn.max() == 255
+    assert len(np.unique(drawn)) > 30

@@ -12,6 +12,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "Segmenter": "mlesam.inference.segmenter",
+    "SegmenterStream": "mlesam.inference.stream",
     "MLESAM": "mlesam.model.mlesam",
     "ModelConfig": "mlesam.config",
     "Recipe": "mlesam.config",
@@ -36,6 +37,7 @@ __all__ = [
     "RequestError",
     "Sample",
     "Segmenter",
+    "SegmenterStream",
     "SensorSpec",
     "WorkError",
     "__version__",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from mlesam.config import ModelConfig, Recipe
     from mlesam.errors import DataError, MlesamError, RequestError, WorkError
     from mlesam.inference.segmenter import Segmenter
+    from mlesam.inference.stream import SegmenterStream
     from mlesam.model.mlesam import MLESAM
     from mlesam.sample import Batch, Prediction, Sample
     from mlesam.sensors.spec import SensorSpec

@@ -162,6 +162,12 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         help="break a sensor first, for example rgb:fog:3; repeatable (docs/protocols.md lists the faults)",
     )
     predict.add_argument("--out", type=Path, metavar="DIR", required=True)
+    predict.add_argument(
+        "--submission",
+        type=Path,
+        metavar="FILE.zip",
+        help="with --input muses:PATH: also what the benchmark's server takes",
+    )
 
     export = command(
         "export",
@@ -201,6 +207,35 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     doctor.add_argument("--stats", action="store_true", help="measure a dataset's sensors by band, with YAML to paste")
     doctor.add_argument("--split", metavar="NAME", help="with --stats: the split to measure (train)")
     doctor.add_argument("--frames", type=int, metavar="N", help="with --stats: only N frames, evenly spaced (all)")
+
+    bench = command(
+        "bench",
+        "Measure speed and memory, as ratios to what is compared with.",
+        epilog="All that is compared is measured in turns, on random pictures. With --threads 1 the thread's own time counts, so "
+        "that other work on the machine does not.",
+    )
+    bench.add_argument(
+        "--suite",
+        default="inference",
+        metavar="NAME",
+        help="inference (default), training, stream, scaling, data, memory or all",
+    )
+    bench.add_argument(
+        "--preset", default="tiny", metavar="A,B,...", help="foundations: nano, tiny, small, base_plus, large (tiny)"
+    )
+    bench.add_argument("--size", metavar="PIXELS,...", help="sides of the pictures, multiples of 32 (256; data: 1024)")
+    bench.add_argument(
+        "--rounds", type=int, metavar="N", help="turns that count, of which the median is taken (3 to 7)"
+    )
+    bench.add_argument("--threads", type=int, metavar="N", help="CPU threads (as many as torch takes)")
+    bench.add_argument("--device", metavar="NAME", help="cpu or cuda (a GPU where there is one)")
+    bench.add_argument(
+        "--memory", type=float, metavar="GIB", help="memory: what the largest batch may take (60 %% of what is free)"
+    )
+    bench.add_argument("--seed", type=int, default=0, metavar="S", help="weights and pictures (0)")
+    bench.add_argument(
+        "--out", type=Path, metavar="FILE", help="the JSON file (runs/bench/SUITE.json); plots beside it"
+    )
     return parser, made
 
 

@@ -21,8 +21,6 @@ from mlesam.errors import MlesamError, RequestError, WorkError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mlesam.model.run import Run
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
@@ -66,7 +64,7 @@ def _run(words: list[str]) -> int:
     options = parser.parse_args(known)
     run = {
         "demo": _demo, "world": _world, "mini": _mini, "train": _train, "evaluate": _evaluate, "report": _report,
-        "predict": _predict, "export": _export, "doctor": _doctor, "ablate": _ablate,
+        "predict": _predict, "export": _export, "doctor": _doctor, "ablate": _ablate, "bench": _bench,
     }[first]  # fmt: skip
     return run(options, others, f"mlesam {shlex.join(words)}")
 
@@ -296,28 +294,41 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
         raise RequestError(
             "give either --input DATASET_OR_FOLDER or files by sensor, for example --rgb a.png --depth a.png."
         )
-    if files and (options.split or options.modalities):
-        raise RequestError("--split and --modalities go with --input; with single files, name just the files to use.")
+    if files and (options.split or options.modalities or options.submission):
+        raise RequestError(
+            "--split, --modalities and --submission go with --input; with single files, name just the files to use."
+        )
+    if options.submission and options.fault:
+        raise RequestError("--submission holds what the sensors as recorded give; leave --fault out.")
     if options.input and options.calibration:
         raise RequestError("--calibration goes with single files; a dataset names its rig in dataset.yaml (rig: FILE).")
-    from mlesam.inference.predict import find_frames, given_frame, predict_frames
+    from mlesam.inference.predict import find_frames, given_frame, open_source, predict_frames
     from mlesam.inference.segmenter import Segmenter
+    from mlesam.inference.submission import check_frames, submission_of, write_submission
     from mlesam.sensors.faults import SensorFault
 
     faults = [SensorFault.parse(text) for text in options.fault]
+    dataset = open_source(options.input) if options.input else None
+    wanted = None
+    if dataset is not None and options.submission:
+        wanted = submission_of(dataset, options.split, options.submission)
     segmenter = Segmenter.load(options.run, foundation=options.foundation, any_foundation=options.any_foundation)
     chosen = options.modalities.split(",") if options.modalities else None
     for modality in [*files, *(chosen or ())]:
         if modality not in segmenter.sensors:
             raise RequestError(f"{options.run} has no sensor {modality!r}{did_you_mean(modality, segmenter.sensors)}")
-    if files:
+    if dataset is None:
         frames = [given_frame({m: Path(p) for m, p in files.items()}, options.calibration)]
         for fault in faults:
             if fault.fault.needs_earlier:
                 raise RequestError(f"{fault} shows an earlier frame, and single files have none; give --input DATASET.")
     else:
-        frames = find_frames(options.input, options.split)
+        frames = find_frames(dataset, wanted.split if wanted else options.split)
     console = _console()
+    if wanted is not None and dataset is not None:
+        note = check_frames(wanted, dataset, frames, segmenter.classes.names, chosen or tuple(segmenter.sensors))
+        if note:
+            console.print(note, soft_wrap=True, markup=False, highlight=False)
     with _counting(console, "predicting") as advance:
         done = 0
 
@@ -343,51 +354,21 @@ def _predict(options: argparse.Namespace, others: dict[str, str], command: str) 
         text = f"{len(skipped)} of {len(frames)} frames have none of the sensors and were left out: {', '.join(skipped[:5])}"
         console.print(text, markup=False, highlight=False)
     console.print(f"{len(summary['frames'])} predictions in {options.out}", markup=False, highlight=False)
+    if wanted:
+        pictures = {wanted.name(frame): options.out / "labels" / f"{frame.id}.png" for frame in frames}
+        write_submission(options.submission, wanted, pictures)
+        text = f"{len(pictures)} class maps in {options.submission}, checked; upload it at {wanted.server}"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
 def _export(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
     _nothing_left(others, "export")
-    model = ("modalities", "size", "precision", "data")
-    known = {"adapter": ("without", "push", "private"), "peft": ("modality",)}
-    known |= {"onnx": model, "openvino": model, "torch": model}
-    if options.format not in known:
-        raise RequestError(f"unknown format {options.format!r}{did_you_mean(options.format, known)}")
-    for name in {name for names in known.values() for name in names} - set(known[options.format]):
-        if getattr(options, name):
-            raise RequestError(f"--{name} does not go with --format {options.format}; see `mlesam export --help`.")
-    run = _load_run(options)
+    from mlesam.inference.command import check, export
+
+    check(options)
     console = _console()
-    if known[options.format] is model:
-        return _export_model(options, run, console)
-    if options.format == "peft":
-        from mlesam.model.peft import save_peft
-
-        if options.modality is None:
-            raise RequestError(f"--format peft needs --modality, one of {', '.join(run.sensors)}.")
-        save_peft(run.load_model(), options.modality, options.out)
-        console.print(
-            f"expert of {options.modality} written to {options.out}", soft_wrap=True, markup=False, highlight=False
-        )
-        return 0
-    from mlesam.inference.adapter import export_adapter, push
-
-    export_adapter(run, options.out, options.without.split(",") if options.without else ())
-    size = sum(p.stat().st_size for p in options.out.iterdir()) / 2**20
-    console.print(f"adapter written to {options.out}, {size:.1f} MiB", soft_wrap=True, markup=False, highlight=False)
-    if options.push:
-        console.print(push(options.out, options.push, options.private), soft_wrap=True, markup=False, highlight=False)
-    return 0
-
-
-def _export_model(options: argparse.Namespace, run: Run, console: Console) -> int:
-    from mlesam.inference.export import export_run, parse_size
-
-    export_run(
-        run, options.out, options.format, modalities=options.modalities.split(",") if options.modalities else None,
-        size=parse_size(options.size) if options.size else None, precision=options.precision or "fp32", data=options.data,
-        say=lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False),
-    )  # fmt: skip
+    export(_load_run(options), options, lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False))
     return 0
 
 
@@ -403,6 +384,18 @@ def _doctor(options: argparse.Namespace, others: dict[str, str], command: str) -
     names = ("parity", "image", "out", "stats", "split", "frames")
     chosen = {name: getattr(options, name) for name in names}
     return doctor(options.target, _overrides(others, "doctor"), _console(), **chosen)
+
+
+def _bench(options: argparse.Namespace, others: dict[str, str], command: str) -> int:
+    _nothing_left(others, "bench")
+    from mlesam.bench.command import Request, bench
+
+    names = ("suite", "preset", "size", "rounds", "threads", "device", "memory", "seed")
+    request = Request.parse(**{name: getattr(options, name) for name in names})
+    console = _console()
+    with _counting(console, "measuring in turns") as advance:
+        bench(request, options.out, command, console, advance)
+    return 0
 
 
 def _nothing_left(others: dict[str, str], command: str) -> None:

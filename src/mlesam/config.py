@@ -102,6 +102,13 @@ class ModelConfig:
     reliability: bool = True
     """Turn away from a broken sensor, as far as its frame looks strange or the other sensors disagree with it. Learned after the
     training, from frames broken on purpose. False: as in the paper."""
+    half: tuple[str, ...] = ()
+    """Sensors that the trunk sees at half their resolution, for a quarter of the time: those that measure coarsely."""
+    look: int | None = None
+    """Look before computing: after this stage of the trunk (1 to 3) only ``look_keep`` sensors of a frame go on, those that
+    promise most; the others cost no more. Learned after the training. None: all are computed."""
+    look_keep: int = 2
+    """Sensors of a frame that go on, where there are more."""
     rescale: bool = True
     """Bring each fused map to the level of the sensors' own maps, which a mean of them falls short of. False: as in the paper."""
     combine: Literal["logits", "probabilities", "mask", "pyramid"] = "logits"
@@ -128,6 +135,8 @@ class TrainingConfig:
     clip: float = 1.0
     """Largest norm of the gradient. 0 switches clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpointing: bool = False
+    """Keep of the trunk only what goes into each block, and compute the rest again for the gradients: less memory, more time."""
     ohem_threshold: float = 0.7
     """Pixels whose true class has less than this probability are hard examples (1.0: all pixels)."""
     ohem_keep: float = 0.0625
@@ -181,6 +190,9 @@ def check_ranges(recipe: Recipe) -> None:
         ("model.alpha", model.alpha, model.alpha is None or model.alpha > 0, "null or above 0"),
         ("model.rslora", model.rslora, not model.rslora or model.alpha is not None, "false, or come with model.alpha"),
         ("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1"),
+        ("model.look", model.look, model.look is None or 1 <= model.look <= 3, "null, or a stage from 1 to 3"),
+        ("model.look_keep", model.look_keep, model.look_keep >= 1, "at least 1"),
+        ("model.half", list(model.half), not model.half or model.look is None, "empty where model.look chooses sensors"),
         ("model.top_k", model.top_k, model.top_k is None or model.top_k >= 1, "null or at least 1"),
         (
             "model.pyramid_width",

@@ -99,7 +99,7 @@ class Batch:
 
     Attributes:
         images: ``{modality: (n, C, H, W)}`` with one row per frame that has the sensor.
-        frames: ``{modality: (n,) int64}``, which frame of the batch each row belongs to.
+        frames: ``{modality: (n,) int64}``, which frame of the batch each row belongs to, in rising order.
         labels: ``(B, H, W)`` int64, or None.
         ids, tags: one entry per frame.
         broken: in training, copies of sensors with a fault; None where there are none.
@@ -199,6 +199,7 @@ class Prediction:
         probabilities: ``(C, H, W)`` float32, sums to 1 over C; calibrated where the run is (docs/confidence.md).
         weights: each present sensor's effective share in the fused maps, averaged over levels; sums to 1.
         classes, colors: names and RGB colours of the ids.
+        ages: seconds since each present sensor measured, in a stream; empty elsewhere.
     """
 
     labels: np.ndarray
@@ -208,6 +209,7 @@ class Prediction:
     colors: tuple[tuple[int, int, int], ...]
     background: np.ndarray | None = field(default=None, repr=False)
     """``(H, W, 3)`` uint8 picture that :meth:`overlay` draws on."""
+    ages: dict[str, float] = field(default_factory=dict)
 
     @property
     def confidence(self) -> np.ndarray:

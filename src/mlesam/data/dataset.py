@@ -50,6 +50,29 @@ class Frame:
         return read_label(self.label, colors)
 
 
+@dataclass(frozen=True)
+class Submission:
+    """What the server of a benchmark scores: a zip with one 8-bit grey PNG of class ids for every frame of a split.
+
+    Attributes:
+        server: where it is uploaded. split: whose frames it holds. frames: how many those are.
+        classes: by id; a picture holds no other values. size: width and height of every picture.
+        folder: at the top of the zip, around the pictures. largest: bytes of the zip.
+    """
+
+    server: str
+    split: str
+    frames: int
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    folder: str
+    largest: int
+
+    def name(self, frame: Frame) -> str:
+        """Of a frame's picture inside the zip."""
+        return f"{self.folder}/{frame.id.rpartition('/')[2]}.png"
+
+
 UNPUBLISHED: Mapping[str, Mapping[str, int]] = {}
 
 
@@ -62,6 +85,7 @@ class Dataset(ABC):
         published: of a published dataset the number of frames by split and tag, as far as known; the tag "" stands for all.
             Every frame of such a dataset has every sensor.
         source: where a published dataset is obtained.
+        submission: of a dataset whose test labels are with a benchmark's server, what that server takes.
     """
 
     name: str
@@ -69,6 +93,7 @@ class Dataset(ABC):
     declared: DataConfig
     published: Mapping[str, Mapping[str, int]] = UNPUBLISHED
     source: str = ""
+    submission: Submission | None = None
 
     @abstractmethod
     def splits(self) -> tuple[str, ...]:

@@ -31,11 +31,13 @@ LEFT = 192
 """Columns that are cut off."""
 SENSORS = {"rgb": "polL_color", "aolp": "polL_aolp_sin", "dolp": "polL_dolp", "nir": "NIR_warped"}
 SPECS = {
+    "rgb": {"range": [0.0, 1.0]},
     "aolp": {"channels": 2, "range": [-1.0, 1.0]},
     "dolp": {"channels": 1, "range": [0.0, 1.0]},
     "nir": {"channels": 1, "range": [0.0, 1.0]},
 }
-"""Interpolation between the sensor's pixels leaves the physical ranges; what lies outside is clipped."""
+"""Colour is read as fractions of full scale. Interpolation between the sensor's pixels leaves the physical ranges of the
+polarisation; what lies outside is clipped."""
 PUBLISHED = {"train": {"": 302}, "val": {"": 96}, "test": {"": 102}}
 LABELS = "GT"
 LISTS = "list_folder"

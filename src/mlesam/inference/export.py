@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,9 @@ def export_model(
         raise RequestError(
             "int8 needs frames to measure ranges on; give a dataset with a train split (--data KIND:PATH)."
         )
+    check_model(segmenter.model, sensors)
     temperature = None if segmenter.calibration is None else segmenter.calibration.temperature(sensors)
-    model = copy.deepcopy(segmenter.model).cpu().float()
+    model = copy.deepcopy(segmenter.model).cpu()
     module = FixedSensors(model, sensors, temperature or 1.0).eval()
     noise = random_scene(sensors, size)
     example = {m: x[None] for m, x in noise.items()}
@@ -201,6 +202,20 @@ def chosen_sensors(sensors: Mapping[str, SensorSpec], modalities: Sequence[str] 
     if not chosen:
         raise RequestError(f"no sensor was chosen; name at least one of {', '.join(sensors)}.")
     return {m: sensors[m] for m in chosen}
+
+
+def check_model(model: MLESAM, sensors: Collection[str]) -> None:
+    """Refuse a model whose computation a fixed graph cannot hold."""
+    if len(model.looks) and len(sensors) > model.config.look_keep:
+        keep = model.config.look_keep
+        raise RequestError(
+            f"this model leaves all but {keep} of a frame's sensors behind (model.look), which changes from frame to frame and "
+            f"with it the graph; export {keep} sensors at most (--modalities A,B)."
+        )
+    if next(model.foundation.parameters()).dtype != torch.float32:
+        raise RequestError(
+            "this model computes in another precision than float32; load it with precision fp32 to export it."
+        )
 
 
 def parse_size(text: str) -> tuple[int, int]:

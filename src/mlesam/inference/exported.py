@@ -17,9 +17,10 @@ from mlesam.config import build, plain
 from mlesam.data.transforms import at_short_side
 from mlesam.errors import DataError, RequestError, did_you_mean
 from mlesam.inference.formats import OUTPUTS, SUFFIXES, Runner, open_onnx, open_openvino
-from mlesam.inference.segmenter import Segmenter
+from mlesam.inference.segmenter import Measured, Segmenter
 from mlesam.model.calibration import Calibration
-from mlesam.sample import Classes
+from mlesam.model.mlesam import MLESAM
+from mlesam.sample import Classes, Prediction
 from mlesam.sensors.spec import SensorSpec
 
 
@@ -130,11 +131,18 @@ class ExportedSegmenter(Segmenter):
         # The temperature is inside the logits already.
         self.calibration = None if exported.about["temperature"] is None else Calibration(base=0.0)
 
-    def _answer(self, images: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        sized = {m: at_short_side(x, self.resize, self.sensors[m])[None] for m, x in images.items()}
-        found = self.exported(sized)
+    @property
+    def model(self) -> MLESAM:  # type: ignore[override]
+        raise RequestError(
+            f"{self.exported.path} computes all its sensors at once and holds no model; this needs the run."
+        )
+
+    @torch.inference_mode()
+    def _segment(self, measured: Measured) -> Prediction:
+        images = measured.sample.images
+        found = self.exported({m: at_short_side(x, self.resize, self.sensors[m])[None] for m, x in images.items()})
         shares = dict(zip(self.exported.modalities, found["weights"][0].tolist(), strict=True))
-        return torch.from_numpy(found["logits"]), {m: shares[m] for m in images}
+        return self._prediction(measured, torch.from_numpy(found["logits"]), {m: shares[m] for m in images})
 
 
 def plain_spec(spec: SensorSpec) -> dict[str, Any]:

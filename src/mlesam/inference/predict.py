@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlesam.data.dataset import KINDS, Frame, open_dataset
+from mlesam.data.dataset import KINDS, Dataset, Frame, open_dataset
 from mlesam.data.faulty import earlier_values
 from mlesam.data.folder import FolderDataset
 from mlesam.data.recorded import RecordedFrame
@@ -25,12 +25,13 @@ from mlesam.sensors.rig import Rig
 SUMMARY = "prediction.json"
 
 
-def find_frames(source: str, split: str | None = None) -> list[Frame]:
-    """The frames of a dataset (``KIND:PATH``) or of a plain folder, labelled or not.
+def open_source(source: str) -> Dataset:
+    """A dataset (``KIND:PATH``), or a plain folder of ``<modality>/<id>.<ext>`` or of the splits of a dataset."""
+    return open_dataset(source) if source.partition(":")[0] in KINDS else _plain_folder(source)
 
-    A folder holds ``<modality>/<id>.<ext>``, or the splits of a dataset; without ``split`` all of them are taken.
-    """
-    dataset = open_dataset(source) if source.partition(":")[0] in KINDS else _plain_folder(source)
+
+def find_frames(dataset: Dataset, split: str | None = None) -> list[Frame]:
+    """The frames of a split, labelled or not; without ``split`` those of all of them."""
     if split is not None:
         return dataset.frames(split)
     if not isinstance(dataset, FolderDataset):

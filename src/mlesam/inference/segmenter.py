@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from mlesam.data.transforms import evaluation_sample
 from mlesam.errors import RequestError, did_you_mean
 from mlesam.inference.formats import SUFFIXES
 from mlesam.model.calibration import Calibration
+from mlesam.model.features import Features
 from mlesam.model.mlesam import MLESAM, at_size
 from mlesam.model.run import Run
 from mlesam.sample import Batch, Classes, Prediction, Sample
@@ -23,6 +25,25 @@ from mlesam.sensors.faults import Earlier, SensorFault, break_sample
 from mlesam.sensors.files import channels_last, read_array
 from mlesam.sensors.rig import Rig
 from mlesam.sensors.spec import SensorSpec, canonical_order
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the sensors of one scene measured.
+
+    Attributes:
+        sample: values in the sensors' units, after their faults. stored: ``{modality: (H, W[, C])}``, the numbers that the values
+            were made of, where no fault has changed them.
+    """
+
+    sample: Sample
+    stored: Mapping[str, np.ndarray]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = next(iter(self.sample.images.values())).shape[-2:]
+        return int(height), int(width)
 
 
 class Segmenter:
@@ -58,6 +79,7 @@ class Segmenter:
         foundation: str | None = None,
         any_foundation: bool = False,
         revision: str | None = None,
+        precision: Literal["fp32", "bf16"] | None = None,
     ) -> Segmenter:
         """Load a run, an exported adapter directory, an adapter on the Hub (``owner/name``), or an exported model (``.onnx`` or
         ``.xml``, docs/export.md), which takes just the sensors and the size that it was exported for.
@@ -66,6 +88,8 @@ class Segmenter:
             device: of an exported model the CPU.
             foundation: where the foundation is, instead of what the adapter names.
             any_foundation: take it even if it is not the one trained on. revision: branch, tag or commit on the Hub.
+            precision: ``bf16`` computes in bfloat16 where that is safe: about half the time on processors made for it
+                (docs/performance.md says what it costs in accuracy). None: ``fp32``; of an exported model that of its export.
 
         Raises:
             RequestError: there is neither, or its foundation is not here. DataError: damaged files, another foundation.
@@ -73,10 +97,15 @@ class Segmenter:
         if Path(path).suffix in SUFFIXES.values():
             from mlesam.inference.exported import ExportedSegmenter, load_exported
 
-            return ExportedSegmenter(load_exported(Path(path)))
+            return ExportedSegmenter(load_exported(Path(path), precision))
         run = Run.load(path, foundation=foundation, any_foundation=any_foundation, revision=revision)
         resize, calibration = run.recipe.data.resize, run.calibration
-        return Segmenter(run.load_model(), run.sensors, run.classes, resize, device, calibration)
+        if precision not in (None, "fp32", "bf16"):
+            raise RequestError(f"precision is {precision!r}, but it must be fp32 or bf16.")
+        model = run.load_model().merge()
+        if precision == "bf16":
+            model.compute_in(torch.bfloat16)
+        return Segmenter(model, run.sensors, run.classes, resize, device, calibration)
 
     def __call__(
         self,
@@ -105,23 +134,13 @@ class Segmenter:
             DataError: unreadable input, sensors of different size, or none left after the faults.
         """
         given = {m: x for m, x in inputs.items() if x is not None}
-        for modality in given:
-            if modality not in self.sensors:
-                raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, self.sensors)}")
         if not given:
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.sensors)}.")
         rig = calibration if isinstance(calibration, Rig) or calibration is None else Rig.load(calibration)
-        recorded = {} if rig is None else {m: x for m, x in given.items() if m in rig.sensors}
         if rig is not None:
+            self.check(given)
             rig.check_given(given)
-        pictures = {m: _stored_numbers(x, m, self.sensors[m].channels) for m, x in given.items() if m not in recorded}
-        if rig is not None and pictures:
-            height, width = next(iter(pictures.values())).shape[:2]
-            rig = rig.fitted((width, height))
-        encoded = {} if rig is None else {m: rig.encode(m, x) for m, x in recorded.items()}
-        arrays = {m: encoded[m] if m in encoded else pictures[m] for m in canonical_order(given)}
-        names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
-        return self._segment(arrays, names, faults, seed, frame, earlier)
+        return self._segment(self.read(given, rig, faults=faults, seed=seed, frame=frame, earlier=earlier))
 
     def frame(
         self,
@@ -143,10 +162,46 @@ class Segmenter:
                 f"frame {frame.id!r} has no file of {', '.join(self.sensors)}; this model needs at least one."
             )
         arrays = {m: frame.read(m, self.sensors[m].channels) for m in chosen}
-        return self._segment(arrays, {m: str(frame.files[m]) for m in chosen}, faults, seed, frame.id, earlier)
+        names = {m: str(frame.files[m]) for m in chosen}
+        return self._segment(self._measured(arrays, names, faults, seed, frame.id, earlier))
 
-    @torch.inference_mode()
-    def _segment(
+    def check(self, modalities: Iterable[str]) -> None:
+        """RequestError where the model does not have one of these sensors."""
+        for modality in modalities:
+            if modality not in self.sensors:
+                raise RequestError(f"this model has no sensor {modality!r}{did_you_mean(modality, self.sensors)}")
+
+    def read(
+        self,
+        given: Mapping[str, Any],
+        rig: Rig | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        faults: Iterable[SensorFault | str] = (),
+        seed: int = 0,
+        frame: str = "",
+        earlier: Earlier | None = None,
+    ) -> Measured:
+        """What sensors measured, from any input that :meth:`__call__` takes.
+
+        Args:
+            rig: of the sensors that are given as they were recorded. size: width and height of the other sensors' pictures,
+                where none is given here.
+        """
+        self.check(given)
+        recorded = {} if rig is None else {m: x for m, x in given.items() if m in rig.sensors}
+        pictures = {m: _stored_numbers(x, m, self.sensors[m].channels) for m, x in given.items() if m not in recorded}
+        if pictures:
+            height, width = next(iter(pictures.values())).shape[:2]
+            size = width, height
+        if rig is not None and size is not None:
+            rig = rig.fitted(size)
+        encoded = {} if rig is None else {m: rig.encode(m, x) for m, x in recorded.items()}
+        arrays = {m: encoded[m] if m in encoded else pictures[m] for m in canonical_order(given)}
+        names = {m: str(given[m]) if isinstance(given[m], (str, Path)) else m for m in arrays}
+        return self._measured(arrays, names, faults, seed, frame, earlier)
+
+    def _measured(
         self,
         arrays: Mapping[str, np.ndarray],
         names: Mapping[str, str],
@@ -154,36 +209,53 @@ class Segmenter:
         seed: int,
         frame: str,
         earlier: Earlier | None,
-    ) -> Prediction:
-        """Segment stored numbers ``{modality: (H, W[, C])}``, which messages call by ``names``."""
+    ) -> Measured:
+        """Stored numbers ``{modality: (H, W[, C])}``, which messages call by ``names``, with the faults."""
         images = {m: self.sensors[m].encode(a, names[m]) for m, a in arrays.items()}
         check_sizes({names[m]: tuple(x.shape[-2:]) for m, x in images.items()})
         wrong = [SensorFault.parse(f) if isinstance(f, str) else f for f in faults]
         broken = break_sample(Sample(images, id=frame), self.sensors, wrong, seed, earlier)
-        answer, weights = self._answer(broken.images)
-        height, width = next(iter(images.values())).shape[-2:]
-        logits = at_size(answer, (height, width))
-        temperature = 1.0 if self.calibration is None else self.calibration.temperature(broken.images)
+        stored = {m: arrays[m] for m, x in broken.images.items() if x is images[m]}
+        return Measured(broken, stored)
+
+    @torch.inference_mode()
+    def encode(self, measured: Measured) -> Features:
+        """What the trunk says of every sensor."""
+        sample = evaluation_sample(measured.sample, self.sensors, self.resize)
+        return self.model.encode(Batch.stack([sample]).to(self.device))
+
+    def _segment(self, measured: Measured) -> Prediction:
+        return self.decode(measured, self.encode(measured))
+
+    @torch.inference_mode()
+    def decode(self, measured: Measured, features: Features, trust: Tensor | None = None) -> Prediction:
+        """The answer to what sensors measured.
+
+        Args:
+            features: what the trunk says of the same sensors. trust: see :meth:`MLESAM.decode`.
+        """
+        output = self.model.decode(features, trust)
+        shares = output.shares[0].mean(dim=0)
+        columns = {m: self.model.modalities.index(m) for m in measured.sample.images}
+        return self._prediction(measured, output.logits, {m: float(shares[c]) for m, c in columns.items()})
+
+    def _prediction(self, measured: Measured, answer: Tensor, weights: dict[str, float]) -> Prediction:
+        """The answer (1, K, h, w), class logits at any size, and each sensor's share as a prediction."""
+        logits = at_size(answer, measured.size)
+        images = measured.sample.images
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature(images)
         labels = logits[0].argmax(dim=0).cpu().numpy()
         probabilities = _with_winner((logits[0] / temperature).softmax(dim=0).float().cpu().numpy(), labels)
-        modality = next(iter(broken.images))
-        values = broken.images[modality].numpy()
-        untouched = broken.images[modality] is images[modality]
+        modality = next(iter(images))
+        values = images[modality].numpy()
         return Prediction(
             labels=labels.astype(np.uint8 if len(self.classes.names) <= 256 else np.int16),
             probabilities=probabilities,
             weights=weights,
             classes=self.classes.names,
             colors=self.classes.colors,
-            background=picture(values, arrays[modality] if untouched else values, self.sensors[modality]),
+            background=picture(values, measured.stored.get(modality, values), self.sensors[modality]),
         )
-
-    def _answer(self, images: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Class logits (1, K, h, w) and each sensor's share, of values as :meth:`SensorSpec.encode` returns them."""
-        sample = evaluation_sample(Sample(images), self.sensors, self.resize)
-        output = self.model(Batch.stack([sample]).to(self.device))
-        shares = output.shares[0].mean(dim=0)
-        return output.logits, {m: float(shares[self.model.modalities.index(m)]) for m in images}
 
 
 def _with_winner(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -233,8 +305,8 @@ def picture(values: np.ndarray, stored: np.ndarray, spec: SensorSpec) -> np.ndar
         return np.ascontiguousarray(stored[..., :3])
     if len(values) not in (1, 3):
         return false_color(values)
-    if spec.photometric == "color" and spec.normalize == "dataset":
-        low, high = spec.range
+    low, high = spec.range
+    if spec.photometric == "color" and spec.normalize == "dataset" and np.isfinite(high - low):
         scaled = np.where(np.isfinite(values), (values - low) / max(float(high - low), 1e-6), 0.0).clip(0, 1)
     else:
         scaled = stretched(values)

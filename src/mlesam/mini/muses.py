@@ -11,6 +11,7 @@ uncertainty and detection labels, the licence, the original's README. What is no
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -41,6 +42,8 @@ IGNORE, STATIC = 255, 4
 """Train id and Cityscapes id of what has no class."""
 COUNTED = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 """Classes whose objects the panoptic labels keep apart."""
+TURNS = (0.05, 0.2)
+"""rad/s, to either side: a bend of the road to a corner."""
 CLOCK = 1_671_000_000_000_000
 """Microseconds since 1970 of the first frame."""
 
@@ -123,8 +126,11 @@ def write_shot(root: Path, shot: Shot, projected: str | None = None) -> list[dic
 
 
 def at(shot: Shot) -> Instant:
-    """The instant that a frame shows."""
-    return instant(shot.key, shot.weather, shot.time == "night", height=rig.HEIGHT)
+    """The instant that a frame shows. The vehicle turns while it drives; its GNSS receiver goes straight ahead."""
+    now = instant(shot.key, shot.weather, shot.time == "night", height=rig.HEIGHT)
+    draws = Draws("mini", "turn", *shot.key)
+    rate = draws.uniform(*TURNS) * (1 if draws.integer(2) else -1)
+    return dataclasses.replace(now, turn_rate=rate, pivot=rig.GNSS)
 
 
 def _write_labels(root: Path, shot: Shot, things: np.ndarray, instance: np.ndarray) -> list[dict[str, object]]:

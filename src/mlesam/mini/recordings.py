@@ -24,6 +24,7 @@ from mlesam.mini.rig import (
     frame_of,
 )
 from mlesam.mini.scene import THINGS, Instant
+from mlesam.sensors.gnss import FIELDS
 from mlesam.world.draws import Draws
 from mlesam.world.geometry import SKY
 from mlesam.world.weather import clearness
@@ -32,8 +33,8 @@ LASERS, COLUMNS, ROWS = 5, 220, 44
 """The LiDAR has five lasers side by side (the ``ring``, 1 to 5); together they make a grid of rays."""
 LIDAR_WIDE, LIDAR_HIGH = math.radians(60.0), math.radians(12.5)
 """Half of the angles that the LiDAR covers."""
-SWEEP = 0.01
-"""Seconds a sweep takes: a tenth of the original's, so that points fall on the right pixels also without motion compensation."""
+SWEEP = 0.1
+"""Seconds a sweep takes, as of the original: points fall on the right pixels only once the vehicle's motion is corrected."""
 AZIMUTHS, BINS, BIN = 400, 7536, 0.0438
 """The radar's directions, and its range bins with their length in metres: bin k ends at (k + 1) * BIN, 330 m in all."""
 TURN = 0.25
@@ -192,27 +193,20 @@ def write_events(path: Path, found: dict[str, np.ndarray], length: int, end: int
         file.create_dataset("t_offset", data=np.int64(end - length))
 
 
-GNSS_FIELDS = (
-    "iTOW", "timestamp", "tAcc", "lon", "lat", "height", "hMSL", "fixType", "numSV", "hAcc", "vAcc", "roll", "pitch",
-    "heading", "accRoll", "accPitch", "accHeading", "angular_rate_roll", "angular_rate_pitch", "angular_rate_heading",
-    "velN", "velE", "velD", "gSpeed", "sAcc", "pDOP", "magDec", "magAcc",
-)  # fmt: skip
-"""The 28 whole numbers of a line, in the SDK's order: mm, mm/s, 1e-5 degrees, 1e-7 degrees of longitude and latitude."""
-
-
 def gnss(now: Instant, microseconds: int) -> str:
-    """One line of text. The vehicle drives straight ahead on level ground somewhere in the gulf of Guinea."""
+    """One line of text. The vehicle drives on level ground somewhere in the gulf of Guinea; headings grow clockwise."""
     heading = math.degrees(math.asin(now.yaw))
     speed = round(1000 * now.speed)
     north, east = speed * math.cos(math.radians(heading)), speed * now.yaw
-    values = dict.fromkeys(GNSS_FIELDS, 0) | {
+    values = dict.fromkeys(FIELDS, 0) | {
         "iTOW": microseconds // 1000 % 604_800_000, "timestamp": microseconds, "fixType": 3, "numSV": 12, "hAcc": 500,
         "vAcc": 800, "heading": round(1e5 * (heading % 360)), "velN": round(north), "velE": round(east), "gSpeed": speed,
+        "angular_rate_heading": round(-1e5 * math.degrees(now.turn_rate)),
     }  # fmt: skip
     return " ".join(str(value) for value in values.values()) + "\n"
 
 
 __all__ = [
-    "AZIMUTHS", "BIN", "BINS", "GNSS_FIELDS", "HEAD", "SHORT", "WINDOW", "events", "gnss", "lidar", "radar", "radar_angles",
+    "AZIMUTHS", "BIN", "BINS", "HEAD", "SHORT", "WINDOW", "events", "gnss", "lidar", "radar", "radar_angles",
     "shortened", "write_events",
 ]  # fmt: skip

@@ -45,7 +45,8 @@ class Instant:
     Attributes:
         scene: what stands around. air: light and weather. position: (3,) metres, of the colour camera. yaw: sine of the angle
             between the street and where the vehicle heads. speed: m/s straight ahead. shadows: where the sun reaches.
-        draws: the frame's own random numbers.
+        draws: the frame's own random numbers. turn_rate: rad/s to the left. pivot: metres forward, left and up of the colour
+            camera; that point goes where the vehicle heads while the vehicle turns, and others are moved sideways.
     """
 
     scene: Scene
@@ -55,6 +56,8 @@ class Instant:
     speed: float
     shadows: Shadows | None
     draws: Draws
+    turn_rate: float = 0.0
+    pivot: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def axes(self) -> np.ndarray:
         """(3, 3) vehicle to world; columns forward, left, up. The vehicle stands level."""
@@ -76,9 +79,21 @@ class Instant:
             size: height and width in pixels. focal: in pixels. pitch: sine of the angle upwards. offset: metres forward, left
                 and up of the colour camera. turn: radians to the right. seconds: after the instant.
         """
-        moved = np.array(offset) + np.array([self.speed * seconds, 0, 0])
-        x, y, z = (np.array(self.position) + self.axes() @ moved).tolist()
-        return Camera((x, y, z), math.sin(math.asin(self.yaw) + turn), pitch, size, focal)
+        x, y, z = (np.array(self.position) + self.axes() @ self.moved(offset, seconds)).tolist()
+        return Camera((x, y, z), math.sin(math.asin(self.yaw) + turn - self.turn_rate * seconds), pitch, size, focal)
+
+    def moved(self, offset: tuple[float, float, float], seconds: np.ndarray | float) -> np.ndarray:
+        """(3, ...) metres in the vehicle's axes of the instant: where a point of the vehicle is ``seconds`` after it."""
+        seconds = np.asarray(seconds, dtype=np.float64)
+        still = np.zeros_like(seconds)
+        if not self.turn_rate:
+            return np.stack([self.speed * seconds + offset[0], still + offset[1], still + offset[2]])
+        angle = self.turn_rate * seconds
+        radius = self.speed / self.turn_rate
+        x, y = offset[0] - self.pivot[0], offset[1] - self.pivot[1]
+        forward = self.pivot[0] + radius * np.sin(angle) + x * np.cos(angle) - y * np.sin(angle)
+        left = self.pivot[1] + radius * (1 - np.cos(angle)) + x * np.sin(angle) + y * np.cos(angle)
+        return np.stack([forward, left, still + offset[2]])
 
     def view(self, camera: Camera, seconds: float = 0.0) -> View:
         """What a camera sees; traffic is where it is ``seconds`` after the instant."""
@@ -95,16 +110,18 @@ class Instant:
 
         Args:
             offset: where they start, metres forward, left and up of the colour camera. rays: (3, H, W) unit vectors in the
-                vehicle's axes. seconds: (H, W), when each starts.
+                vehicle's axes of when each starts. seconds: (H, W), when that is, after the instant.
 
         Returns:
             Surfaces whose ``hits.depth`` is the range in metres along each ray, inf where it meets the sky.
         """
         axes = self.axes()
         shape = rays.shape[1:]
-        start = np.zeros((3, *shape))
-        start[0] = self.speed * np.broadcast_to(seconds, shape)
-        start += np.array(offset)[:, None, None]
+        seconds = np.broadcast_to(seconds, shape)
+        start = self.moved(offset, seconds)
+        if self.turn_rate:
+            cos, sin = np.cos(self.turn_rate * seconds), np.sin(self.turn_rate * seconds)
+            rays = np.stack([cos * rays[0] - sin * rays[1], sin * rays[0] + cos * rays[1], rays[2]])
         origin = (np.tensordot(axes, start, 1) + np.array(self.position)[:, None, None]).astype(np.float32)
         direction = np.tensordot(axes, rays, 1).astype(np.float32)
         parts = self.scene.at(0.0)

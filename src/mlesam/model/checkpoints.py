@@ -181,7 +181,7 @@ def file_sha256(path: Path) -> str:
 
 def replace_file(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all: to a temporary name, to the disk, then over the old one."""
-    with _published(path, uuid.uuid4().hex) as temporary:
+    with published(path, uuid.uuid4().hex) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -196,12 +196,12 @@ def save_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    with _published(path, "writing") as temporary:  # one name, so that killed trainings leave no heap of large files
+    with published(path, "writing") as temporary:  # one name, so that killed trainings leave no heap of large files
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=header)
 
 
 @contextmanager
-def _published(path: Path, suffix: str) -> Iterator[Path]:
+def published(path: Path, suffix: str) -> Iterator[Path]:
     """A temporary name whose file takes the place of ``path``; where the block fails, ``path`` is left alone."""
     temporary = path.with_name(f".{path.name}.{suffix}")
     try:

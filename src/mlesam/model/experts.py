@@ -123,29 +123,40 @@ class Experts(nn.ModuleDict):
         def project(
             index: int, names: Sequence[str], x: Tensor, weight: Tensor, bias: Tensor | None
         ) -> Sequence[Tensor]:
-            results = list(plain(index, names, x, weight, bias))
-            if index >= len(owners[0].blocks):
-                return results
-            for place, name in enumerate(names):
-                updates = [update for owner in owners if (update := owner.update(index, name)) is not None]
-                if updates:
-                    results[place] = _added(results[place], x, updates, rows)
-            return results
+            results = dict(zip(names, plain(index, names, x, weight, bias), strict=True))
+            if index < len(owners[0].blocks):
+                updates = {name: [owner.update(index, name) for owner in owners] for name in names}
+                changed = {name: own for name, own in updates.items() if own[0] is not None}
+                results |= _added({name: results[name] for name in changed}, x, changed, rows)  # type: ignore[arg-type]
+            return list(results.values())
 
         return project
 
 
-def _added(y: Tensor, x: Tensor, updates: Sequence[LowRank], rows: Sequence[int]) -> Tensor:
-    """y with each update's share for its own rows of x."""
-    alike = all(n == rows[0] for n in rows) and not any(u.dropout and u.training for u in updates)
-    if not alike:
+def _added(
+    y: Mapping[str, Tensor], x: Tensor, updates: Mapping[str, Sequence[LowRank]], rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """Each y with its updates' shares, the sensors' for their own rows of x."""
+    if not updates:
+        return {}
+    first = next(iter(updates.values()))
+    if any(n != rows[0] for n in rows) or (first[0].dropout and any(update.training for update in first)):
         parts = x.split([n * (len(x) // sum(rows)) for n in rows])
-        return y + torch.cat([update(part) for update, part in zip(updates, parts, strict=True)])
-    # Sensors with as many rows each: one batched product over the sensors, which adds to y as it is made.
-    a_MCr = torch.stack([update.a.T for update in updates])
-    b_MrC = torch.stack([update.b.T for update in updates])
-    x_MNC, y_MNC = x.reshape(len(updates), -1, x.shape[-1]), y.reshape(len(updates), -1, y.shape[-1])
-    return torch.baddbmm(y_MNC, torch.bmm(x_MNC, a_MCr), b_MrC, alpha=updates[0].scale).view(y.shape)
+        return {
+            name: y[name] + torch.cat([update(part) for update, part in zip(own, parts, strict=True)])
+            for name, own in updates.items()
+        }
+    # Sensors with as many rows each: one batched product over the sensors down to the rank, for all projections of x, and one for
+    # each of them up again, which adds to y as it is made.
+    x_MNC = x.reshape(len(rows), -1, x.shape[-1])
+    a_MRC = torch.stack([torch.cat([own[m].a for own in updates.values()]) for m in range(len(rows))])
+    low = torch.bmm(x_MNC, a_MRC.transpose(1, 2)).chunk(len(updates), dim=-1)
+    results = {}
+    for (name, own), low_MNr in zip(updates.items(), low, strict=True):
+        b_MrC = torch.stack([update.b for update in own]).transpose(1, 2)
+        y_MNC = y[name].reshape(len(rows), -1, y[name].shape[-1])
+        results[name] = torch.baddbmm(y_MNC, low_MNr, b_MrC, alpha=own[0].scale).view(y[name].shape)
+    return results
 
 
 def targets(config: ModelConfig) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ class Features:
     Attributes:
         levels: three maps (R, C, h, w) at strides 4, 8, 16, aligned, rows stacked by sensor.
         segments: which rows belong to which sensor.
-        frames: for each segment, (n,) the frame of each row.
+        frames: for each segment, (n,) the frame of each row, in rising order.
         count: frames in the batch; size: height and width of the input in pixels.
         signs: (R, 10) statistics of each row's image, where the router looks at its reliability.
     """

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.sam2.configuration_sam2 import Sam2MaskDecoderConfig
 from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
@@ -29,6 +31,9 @@ from mlesam.model.hub import fetch_folder, is_hub_id
 
 LEVEL_STRIDES = (4, 8, 16)
 PROJECTIONS = ("q", "k", "v", "proj", "mlp_in", "mlp_out")
+After = Callable[[int, Tensor], Tensor | None]
+"""Called after each of the four stages with its number (from 0) and its map (R, C, H, W). What it returns are the rows that go
+on; None: all."""
 FAMILIES = {"sam2": "Segment Anything Model 2", "swin": "Swin Transformer"}
 """What the foundations of each family are called."""
 MODEL_TYPES = {"sam2": "sam2", "sam2_video": "sam2", "swin": "swin"}
@@ -58,6 +63,8 @@ class Foundation(nn.Module, ABC):
         no_memory, no_mask: (1, C, 1, 1), added to the stride-16 map before mask decoding.
         position: (2, C / 2), random Fourier matrix of the decoder's positional encoding.
         source: where the weights came from. commit: the Hub's commit, where they came from there.
+        checkpointing: whether a pass with gradients keeps only what goes into its blocks, and computes them again for the
+            gradients.
     """
 
     family: ClassVar[str]
@@ -70,14 +77,22 @@ class Foundation(nn.Module, ABC):
     def __init__(self, source: str, commit: str | None, width: int) -> None:
         super().__init__()
         self.source, self.commit, self.width = source, commit, width
+        self.checkpointing = False
+
+    def run(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """``part(*inputs)``, again for the gradients where that is wanted."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
 
     @abstractmethod
-    def forward(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
+    def forward(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
         """Run trunk and neck on stacked rows.
 
         Args:
             images_RCHW: (R, 3, H, W), sides multiples of ``stride``, rows of one sensor side by side.
             project: computes each projection that an expert may add to; without it the foundation runs alone.
+            after: called after each stage; may leave rows behind.
 
         Returns:
             Maps (R, C, H / s, W / s) for the strides 4, 8 and 16.

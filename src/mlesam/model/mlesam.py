@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from mlesam.errors import RequestError, did_you_mean
 from mlesam.model.aligner import Aligners
 from mlesam.model.experts import SHARED, Experts, Segment
 from mlesam.model.features import Features
-from mlesam.model.foundation import LEVEL_STRIDES, load_foundation
+from mlesam.model.foundation import LEVEL_STRIDES, After, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
+from mlesam.model.look import Look, Looking
 from mlesam.model.merged import Merged
 from mlesam.model.reliability import Reliability, agreement, answer_signs, frame_signs
 from mlesam.model.router import Router
@@ -75,9 +77,13 @@ def _valid(size: tuple[int, int]) -> list[tuple[int, int]]:
     return [(math.ceil(size[0] / stride), math.ceil(size[1] / stride)) for stride in LEVEL_STRIDES]
 
 
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def belongs_to(name: str, modality: str) -> bool:
-    """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner, scorers or reliability."""
-    parts = ("stems", "experts", "aligners", "reliability")
+    """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner, scorers, reliability or look."""
+    parts = ("stems", "experts", "aligners", "reliability", "looks")
     return name.startswith(tuple(f"{part}.{modality}." for part in parts)) or f".scorers.{modality}." in name
 
 
@@ -135,6 +141,9 @@ class MLESAM(nn.Module):
                     f"a sensor cannot be called {modality!r}: names have no dot and are no attribute of torch.nn.Module, nor "
                     "'all'; rename it."
                 )
+        for modality in config.half:
+            if modality not in sensors:
+                raise RequestError(f"model.half names {modality!r}{did_you_mean(modality, sensors)}")
         self.config = config
         self.modalities = canonical_order(sensors)
         self.channels = {m: int(sensors[m]) for m in self.modalities}
@@ -153,6 +162,10 @@ class MLESAM(nn.Module):
         self.pyramid_head = PyramidHead(width, config.pyramid_width or width, num_classes)
         weighed = self.modalities if config.reliability and len(self.modalities) > 1 else ()
         self.reliability = nn.ModuleDict({m: Reliability() for m in weighed})
+        looking = self.modalities if config.look is not None and len(self.modalities) > config.look_keep else ()
+        self.looks = nn.ModuleDict(
+            {m: Look(self.foundation.lateral((config.look or 1) - 1)[0].shape[1]) for m in looking}
+        )
         if config.mask_decoder == "freeze":
             if loaded.decoder_is_drawn:
                 raise RequestError(
@@ -196,6 +209,25 @@ class MLESAM(nn.Module):
         self.merged = None
         return self
 
+    def compute_in(self, dtype: torch.dtype) -> MLESAM:
+        """Trunk, pyramid and heads in another precision, for inference: ``torch.bfloat16`` halves their memory and, where the
+        processor has instructions for it, about their time. Routers, reliability and positions stay as they are. There is no
+        way back but to load the weights again."""
+        position = self.foundation.position
+        for part in (
+            self.foundation,
+            self.stems,
+            self.experts,
+            self.aligners,
+            self.mask_head,
+            self.pyramid_head,
+            self.merged,
+        ):
+            if part is not None:
+                part.to(dtype)
+        self.foundation.position = position
+        return self.eval()
+
     @property
     def saved_names(self) -> list[str]:
         """Names of the tensors a checkpoint holds: everything but what of the foundation stayed frozen."""
@@ -210,8 +242,13 @@ class MLESAM(nn.Module):
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.1%})"
 
-    def encode(self, batch: Batch) -> Features:
-        """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed."""
+    def encode(self, batch: Batch, after: After | None = None) -> Features:
+        """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed; with
+        ``model.look``, those that promise least are not in what comes back, unless the model is being trained.
+
+        Args:
+            after: called after each of the trunk's stages, to see its map; all sensors are computed then.
+        """
         unknown = [m for m in batch.images if m not in self.modalities]
         if unknown:
             raise RequestError(f"this model has no sensor {unknown[0]!r}{did_you_mean(unknown[0], self.modalities)}")
@@ -220,7 +257,7 @@ class MLESAM(nn.Module):
             raise RequestError(f"no sensor was given; this model needs at least one of {', '.join(self.modalities)}.")
         self._check_coverage(batch, present)
         height, width = batch.size
-        stride = self.foundation.stride
+        stride = self.foundation.stride * (2 if self.config.half else 1)
         padding = (0, -width % stride, 0, -height % stride)
         maps, segments, signs, start = [], [], [], 0
         for modality in present:
@@ -228,25 +265,45 @@ class MLESAM(nn.Module):
             self._check_image(modality, image, (height, width))
             if len(self.reliability) and not self.training:
                 signs.append(frame_signs(image))
+            image = image.to(next(self.foundation.parameters()).dtype)
             if modality in self.stems:
                 image = self.stems[modality](image)
             maps.append(F.pad(image, padding))
             segments.append(Segment(modality, start, start + len(image)))
             start += len(image)
-        stacked = maps[0] if len(maps) == 1 else torch.cat(maps)
         segments_ = tuple(segments)
-        levels = self.foundation(stacked, (self.merged or self.experts).on(segments_))
+        frames = tuple(batch.frames[m].to(maps[0].device) for m in present)
+        seen = torch.cat(signs) if signs else None
+        projects = (self.merged or self.experts).on
+        ready = len(self.looks) and all(self.looks[m].ready for m in present)
+        if ready and not self.training and after is None:
+            config = self.config
+            pass_ = Looking(self.looks, config.look or 1, config.look_keep, segments_, frames, len(batch), projects)
+            levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
+            segments_, frames = pass_.segments, pass_.frames
+            seen = seen if seen is None or pass_.rows is None else seen[pass_.rows]
+        elif set(present).isdisjoint(self.config.half):
+            levels = self.foundation(_stacked(maps), projects(segments_), after)
+        else:
+            levels = self._at_two_sizes(dict(zip(present, maps, strict=True)))
         if self.merged is None or not self.merged.aligned:
             levels = self.aligners(levels, segments_)
-        frames = tuple(batch.frames[m].to(stacked.device) for m in present)
-        return Features(
-            tuple(levels),
-            segments_,
-            frames,
-            len(batch),
-            (height, width),
-            torch.cat(signs) if signs else None,
-        )
+        return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen)
+
+    def _at_two_sizes(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """The levels of all sensors, those of ``config.half`` from a pass of their own at half the size."""
+        found: dict[str, list[Tensor]] = {}
+        for half in (False, True):
+            own = {m: F.avg_pool2d(x, 2) if half else x for m, x in maps.items() if (m in self.config.half) == half}
+            if not own:
+                continue
+            stops = list(itertools.accumulate(len(x) for x in own.values()))
+            segments = tuple(Segment(m, n - len(x), n) for (m, x), n in zip(own.items(), stops, strict=True))
+            for level in self.foundation(_stacked(list(own.values())), (self.merged or self.experts).on(segments)):
+                level = F.interpolate(level, scale_factor=2.0, mode="bilinear", align_corners=False) if half else level
+                for segment, part in zip(segments, level.split([s.rows for s in segments]), strict=True):
+                    found.setdefault(segment.modality, []).append(part)
+        return [_stacked(list(parts)) for parts in zip(*(found[m] for m in maps), strict=True)]
 
     def _check_coverage(self, batch: Batch, present: list[str]) -> None:
         if any(len(batch.frames[m]) == len(batch) for m in present):
@@ -276,7 +333,7 @@ class MLESAM(nn.Module):
         height, width = shown[-1].shape[-2:]
         with torch.no_grad():
             answers = self.pyramid_head.coarse(features.levels)[..., :height, :width]
-            agreed = agreement(shown[1:], answers, features.frames)
+            agreed = agreement(shown[1:], answers, features.segments, features.frames, features.count)
         return torch.cat([features.signs, answer_signs(answers), agreed], dim=1)
 
     def trust(self, features: Features) -> Tensor | None:
@@ -287,12 +344,17 @@ class MLESAM(nn.Module):
         signs = self.signs(features)
         return torch.cat([self.reliability[s.modality](signs[s.start : s.stop]) for s in features.segments])
 
-    def decode(self, features: Features) -> Output:
-        """Fuse the sensors in ``features`` and run both heads."""
+    def decode(self, features: Features, trust: Tensor | None = None) -> Output:
+        """Fuse the sensors in ``features`` and run both heads.
+
+        Args:
+            trust: (R,) logarithm of a further trust in each row, beside the model's own. None or zeros: no other bits.
+        """
         features.check_covered()
         fused, shares = [], []
         valid = _valid(features.size)
-        trust = self.trust(features)
+        own = self.trust(features)
+        trust = own if trust is None else trust if own is None else own + trust
         for shown, router, level in zip(valid, self.routers, features.levels, strict=True):
             map_, share = router(level, shown, features.segments, list(features.frames), features.count, trust)
             fused.append(map_)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlesam.model.experts import Segment
+
 FRAME_SIGNS, ANSWER_SIGNS, AGREEMENT_SIGNS = 10, 3, 18
 SIGNS = FRAME_SIGNS + ANSWER_SIGNS + AGREEMENT_SIGNS
 REACH = 10.0
@@ -71,7 +73,13 @@ def _entropy(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).sum(dim=1)
 
 
-def agreement(maps: Sequence[Tensor], probabilities_RKHW: Tensor, frames: Sequence[Tensor]) -> Tensor:
+def agreement(
+    maps: Sequence[Tensor],
+    probabilities_RKHW: Tensor,
+    segments: Sequence[Segment],
+    frames: Sequence[Tensor],
+    count: int,
+) -> Tensor:
     """(R, 18) float32: how well a row agrees with those of the same frame's other sensors; 0 where there is no other.
 
     A sensor that is stale or moved shows nothing wrong by itself, but it disagrees. Six numbers for each pair of sensors: of each
@@ -81,33 +89,47 @@ def agreement(maps: Sequence[Tensor], probabilities_RKHW: Tensor, frames: Sequen
 
     Args:
         maps: two maps (R, C, h, w), probabilities_RKHW: of K classes; of all of them the part that shows the frame.
-        frames: for each sensor, the frame of each of its rows.
+        frames, count: which of so many frames B each segment's rows belong to.
     """
-    p = probabilities_RKHW.detach().float()
+    frame_R, sensor_R = torch.cat(list(frames)), torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
+    everywhere = all(len(own) == count for own in frames)
+
+    def by_frame(x: Tensor) -> Tensor:
+        """(R, ...) to (B, M, ...), 0 where a frame lacks a sensor."""
+        if everywhere:
+            return x.unflatten(0, (len(segments), count)).transpose(0, 1)
+        return x.new_zeros(count, len(segments), *x.shape[1:]).index_put((frame_R, sensor_R), x)
+
+    def products(x_RL: Tensor) -> Tensor:
+        """(B, M, M) of each pair of a frame's sensors."""
+        x_BML = by_frame(x_RL)
+        return x_BML @ x_BML.transpose(1, 2)
+
     numbers = []
     for x in (m.detach().float() for m in maps):
-        numbers += [_products(F.normalize(x, dim=1).flatten(1)) / x[0, 0].numel(), _products(_centred(x))]
-    chance, agreed = _products(p.mean(dim=(2, 3))), _products(p.flatten(1)) / p[0, 0].numel()
-    numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), _products(_centred(p))]
-    found_RR6 = torch.stack(numbers, dim=2)
-    owner = torch.cat(list(frames)).to(p.device)
-    # A frame has one row of a sensor, so its other rows are those of the other sensors.
-    other = (owner[:, None] == owner) & ~torch.eye(len(owner), dtype=torch.bool, device=p.device)
-    there, count = other[:, :, None], other.sum(dim=1).clamp(min=1)[:, None]
-    mean = torch.where(there, found_RR6, 0.0).sum(dim=1) / count
-    most = torch.where(there, found_RR6, float("-inf")).amax(dim=1)
-    least = torch.where(there, found_RR6, float("inf")).amin(dim=1)
-    return torch.where(other.any(dim=1, keepdim=True), torch.cat([mean, most, least], dim=1), 0.0)
+        numbers += [products(_flat(F.normalize(x, dim=1))) / x[0, 0].numel(), products(_centred(x))]
+    p = probabilities_RKHW.detach().float()
+    chance, agreed = products(p.mean(dim=(2, 3))), products(_flat(p)) / p[0, 0].numel()
+    numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), products(_centred(p))]
+    found_BMM6 = torch.stack(numbers, dim=-1)
+    there_BM = by_frame(torch.ones_like(frame_R, dtype=torch.bool))
+    oneself = torch.eye(len(segments), dtype=torch.bool, device=p.device)
+    other = (there_BM[:, :, None] & there_BM[:, None, :] & ~oneself)[..., None]
+    most = torch.where(other, found_BMM6, float("-inf")).amax(dim=2)
+    least = torch.where(other, found_BMM6, float("inf")).amin(dim=2)
+    mean = torch.where(other, found_BMM6, 0.0).sum(dim=2) / other.sum(dim=2).clamp(min=1)
+    signs = torch.where(other.any(dim=2), torch.cat([mean, most, least], dim=2), 0.0)
+    return signs[frame_R, sensor_R]
 
 
-def _products(x_RN: Tensor) -> Tensor:
-    """(R, R) scalar products of all rows with each other."""
-    return x_RN @ x_RN.T
+def _flat(x_RCHW: Tensor) -> Tensor:
+    """(R, H W C): in the order of memory, as the trunk delivers it."""
+    return x_RCHW.permute(0, 2, 3, 1).flatten(1)
 
 
-def _centred(x: Tensor) -> Tensor:
-    """(R, ...) without each channel's mean, as one vector of length 1."""
-    return F.normalize((x - x.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=1)
+def _centred(x_RCHW: Tensor) -> Tensor:
+    """(R, H W C) without each channel's mean, as one vector of length 1."""
+    return F.normalize(_flat(x_RCHW - x_RCHW.mean(dim=(2, 3), keepdim=True)), dim=1)
 
 
 class Reliability(nn.Module):

@@ -7,6 +7,7 @@ Beyond the paper, and optional: scores per pixel, a trust in each sensor that ho
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Router(nn.Module):
 
         Args:
             features_RCHW: each row's map, averaged over space (H = W = 1) where the router does not work per pixel.
-            frames: for each segment, which frame each of its rows belongs to.
+            frames: for each segment, which frame each of its rows belongs to, in rising order; as many rows as frames are all.
             count: number of frames B.
             trust_R: logarithm of how far each row is trusted. A sensor's part of the mean is its trust by the sum of all
                 trusts, and its score is raised by the logarithm, so that a sensor with no trust has no share in either.
@@ -121,11 +122,18 @@ class Router(nn.Module):
         if not self.per_pixel:
             features = map_RCHW[..., : valid[0], : valid[1]].float().mean(dim=(2, 3), keepdim=True)
         shares = self.weights(features, segments, frames, count, trust_R)
-        fused = map_RCHW.new_zeros(count, *map_RCHW.shape[1:])
+        fused: Tensor | None = None
         parts = map_RCHW.split([s.rows for s in segments])
         for segment, rows, part in zip(segments, frames, parts, strict=True):
-            share = shares[rows, self.modalities.index(segment.modality)].to(map_RCHW.dtype)
-            fused = _add(fused, rows, share[:, None] * part)
+            share = shares[:, self.modalities.index(segment.modality), None].to(map_RCHW.dtype)
+            if len(rows) < count:
+                fused = map_RCHW.new_zeros(count, *map_RCHW.shape[1:]) if fused is None else fused
+                fused = fused.index_add(0, rows, share[rows] * part)
+            elif fused is None:
+                fused = share * part
+            else:
+                fused = torch.addcmul(fused, share, part)
+        assert fused is not None
         if self.rescale:
             fused = fused * self._growth(fused, parts, shares, valid, segments, frames)
         return fused, shares[..., : valid[0], : valid[1]].mean(dim=(2, 3))
@@ -143,22 +151,22 @@ class Router(nn.Module):
         level = shares_BMHW.new_zeros(len(fused_BCHW))
         sensors = level
         for segment, rows, part in zip(segments, frames, parts, strict=True):
-            share = shares_BMHW[rows, self.modalities.index(segment.modality)].mean(dim=(1, 2))
-            level = _add(level, rows, share * _level(part, valid))
-            sensors = _add(sensors, rows, torch.ones_like(share))
+            share = shares_BMHW[:, self.modalities.index(segment.modality)].mean(dim=(1, 2))
+            own = _level(part, valid)
+            if len(rows) < len(level):
+                level = level.index_add(0, rows, share[rows] * own)
+                sensors = sensors.index_add(0, rows, torch.ones_like(own))
+            else:
+                level, sensors = level + share * own, sensors + 1
         growth = level / _level(fused_BCHW, valid).clamp(min=1e-12)
         growth = torch.where(sensors > 1, growth, 1.0)  # a single map comes back as it is, without a rounding
         return growth[:, None, None, None].to(fused_BCHW.dtype)
 
 
-def _add(total: Tensor, rows: Tensor, own: Tensor) -> Tensor:
-    """A sensor's part added to the frames that have it. For a single frame it is a plain sum: the same bits, and an exported
-    graph without scattered writes, which ONNX optimisers got wrong."""
-    return total + own if len(total) == 1 else total.index_add(0, rows, own)
-
-
 def _level(maps: Tensor, valid: tuple[int, int]) -> Tensor:
-    return maps[..., : valid[0], : valid[1]].float().square().mean(dim=(1, 2, 3)).sqrt()
+    """(N,) root mean square of each map."""
+    shown = maps[..., : valid[0], : valid[1]].float()
+    return torch.linalg.vector_norm(shown, dim=(1, 2, 3)) / math.sqrt(shown[0].numel())
 
 
 def softmax(scores_BM: Tensor) -> Tensor:

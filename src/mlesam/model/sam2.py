@@ -24,7 +24,7 @@ from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2Vision
 from mlesam.model.checkpoints import finite_or_raise, fit_or_raise, read_meta_checkpoint
 from mlesam.model.experts import LATERAL, Project, plain
 from mlesam.model.folder import Fit, read_folder
-from mlesam.model.foundation import Foundation, Loaded, decoder_config
+from mlesam.model.foundation import After, Foundation, Loaded, decoder_config
 
 NANO = Path(__file__).resolve().parents[1] / "weights" / "nano"
 """The pre-trained nano foundation, a ``transformers`` folder. Its card says how it was made."""
@@ -125,19 +125,23 @@ class Sam2Foundation(Foundation):
         layer = {"proj": block.attn.proj, "mlp_in": block.mlp.proj_in, "mlp_out": block.mlp.proj_out}[name]
         return layer.weight
 
-    def forward(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
-        return self.pyramid(self.stages(images_RCHW, project), project)
+    def forward(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
+        return self.pyramid(self.stages(images_RCHW, project, after), project)
 
-    def stages(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
+    def stages(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
         """The trunk's four stage outputs, (R, H, W, C) at strides 4, 8, 16 and 32."""
         x_RHWC = self.trunk.patch_embed(images_RCHW)
         x_RHWC = x_RHWC + self.position_embedding(x_RHWC.shape[1], x_RHWC.shape[2])
         ends = set(self.trunk.stage_ends)
         outputs = []
         for index, block in enumerate(self.trunk.blocks):
-            x_RHWC = run_block(block, x_RHWC, index, project)
+            x_RHWC = self.run(run_block, block, x_RHWC, index, project)
             if index in ends:
                 outputs.append(x_RHWC)
+                rows = None if after is None else after(len(outputs) - 1, x_RHWC.permute(0, 3, 1, 2))
+                if rows is not None:
+                    outputs = [output[rows] for output in outputs]
+                    x_RHWC = outputs[-1]
         return outputs
 
     def position_embedding(self, height: int, width: int) -> Tensor:

@@ -8,7 +8,8 @@ Shape letters: R rows (one per frame and sensor), H W pixels or tokens, C channe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from mlesam.errors import DataError
 from mlesam.model.checkpoints import finite_or_raise
 from mlesam.model.experts import LATERAL, Project, plain
 from mlesam.model.folder import Fit, read_folder
-from mlesam.model.foundation import Foundation, Loaded, decoder_config
+from mlesam.model.foundation import After, Foundation, Loaded, decoder_config
 
 _LAYERS = {
     "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj", "proj": "attention.o_proj",
@@ -130,23 +131,40 @@ class SwinFoundation(Foundation):
     def weight(self, index: int, name: str) -> Tensor:
         return self._layer(index, name).weight
 
-    def forward(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
-        return self.neck(self.stages(images_RCHW, project), project, self.depth)
+    def forward(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
+        return self.neck(self.stages(images_RCHW, project, after), project, self.depth)
 
-    def stages(self, images_RCHW: Tensor, project: Project = plain) -> list[Tensor]:
+    def stages(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
         """The trunk's four stage outputs, (R, C, H, W) at strides 4, 8, 16 and 32, as ``SwinBackbone`` has them."""
         outputs: list[Tensor] = []
-        token = _PROJECT.set(project)
-        try:
+        with _projecting(project):
             x, size = self.trunk.embeddings(images_RCHW, interpolate_pos_encoding=True)
-            for stage in self.trunk.encoder.layers:
-                # Without always_partition a small image would shrink the module's windows for good.
-                x, output, _ = stage(x, size, always_partition=True, output_hidden_states_before_downsampling=True)
-                outputs.append(output)
-                size = (size[0] // 2, size[1] // 2)
-        finally:
-            _PROJECT.reset(token)
+        for stage in self.trunk.encoder.layers:
+            x, output = self.run(_run_stage, stage, x, size, project)
+            outputs.append(output)
+            rows = None if after is None else after(len(outputs) - 1, output)
+            if rows is not None:
+                outputs, x = [output[rows] for output in outputs], x[rows]
+            size = (size[0] // 2, size[1] // 2)
         return outputs
+
+
+def _run_stage(stage: Any, x: Tensor, size: tuple[int, int], project: Project) -> tuple[Tensor, Tensor]:
+    """One stage: what goes on, and its map."""
+    with _projecting(project):
+        # Without always_partition a small image would shrink the module's windows for good.
+        x, output, _ = stage(x, size, always_partition=True, output_hidden_states_before_downsampling=True)
+    return x, output
+
+
+@contextmanager
+def _projecting(project: Project) -> Iterator[None]:
+    """The trunk's projections are computed so in here, in this thread."""
+    token = _PROJECT.set(project)
+    try:
+        yield
+    finally:
+        _PROJECT.reset(token)
 
 
 def load_folder(folder: Path, name: str, source: str, commit: str | None, seed: int) -> Loaded:

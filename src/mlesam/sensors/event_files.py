@@ -154,8 +154,6 @@ def _cut(
 def _hdf5(path: Path, group: str) -> Iterator[tuple[dict[str, Any], int]]:
     import h5py
 
-    with contextlib.suppress(ImportError):  # registers blosc and zstd, which MUSES and DSEC are compressed with
-        import hdf5plugin  # noqa: F401  # pyright: ignore[reportMissingImports]
     with h5py.File(path, "r") as file:
         node = file.get(group)
         if isinstance(node, h5py.Dataset) and set(COLUMNS) <= set(node.dtype.names or ()):
@@ -183,11 +181,14 @@ def _check_filters(dataset: Any, path: Path) -> None:
     plan = dataset.id.get_create_plist()
     for i in range(plan.get_nfilters()):
         code, _, _, name = plan.get_filter(i)
+        if not h5py.h5z.filter_avail(code):  # Blosc, Zstandard and others, which event cameras' makers use
+            with contextlib.suppress(ImportError):
+                import hdf5plugin  # noqa: F401  # pyright: ignore[reportMissingImports]  # registers its filters
         if not h5py.h5z.filter_avail(code):
             label = name.decode(errors="replace") or "without a name"
             raise DataError(
                 f"{path} is compressed with the HDF5 filter {code} ({label}), which is not installed; "
-                "install it with: pip install hdf5plugin."
+                'install it with: pip install "mlesam[events]".'
             )
 
 

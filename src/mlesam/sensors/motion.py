@@ -6,6 +6,7 @@ recording. Times are in seconds of one clock. What else moves is not corrected.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,19 @@ class ConstantTwist:
             + (elapsed - np.sin(angle) / speed)[:, None] * (k @ k @ velocity)
         )
         return _turned(points, k, angle) + path
+
+    def seen_from(self, mount: Transform) -> ConstantTwist:
+        """The same motion in the axes of another sensor of the vehicle, which a turn moves sideways where it stands aside.
+
+        Args:
+            mount: from that sensor's axes to these.
+        """
+        turn = np.array(self.angular_velocity)
+        velocity = mount.rotation.T @ (np.array(self.velocity) + np.cross(turn, mount.translation))
+        angular_velocity = mount.rotation.T @ turn
+        return dataclasses.replace(
+            self, velocity=tuple(velocity.tolist()), angular_velocity=tuple(angular_velocity.tolist())
+        )
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ KINDS: dict[str, type[Encoder]] = {
 
 MUSES_SIZE, MUSES_EVENT_SIZE = (1920, 1080), (1280, 720)
 """Of the pictures that ``calib.json`` of MUSES belongs to; it does not name them."""
+MEND = "give the path of a rig"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Rig:
         path = any_path(path)
         try:
             if path.suffix.lower() == ".json":
-                return _from_muses(_read_json(path))
+                return _from_muses(read_json(path, MEND))
             return cls.build(read_yaml(path))
         except RequestError as error:
             text = str(error)
@@ -179,31 +180,50 @@ def _encoder(options: Any, where: str) -> Encoder:
     return build(KINDS[kind], options, where)
 
 
-def _read_json(path: AnyPath) -> Any:
+def read_json(path: AnyPath, mend: str) -> Any:
+    """What a JSON file holds. RequestError, with the mend at its end, where there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RequestError(f"there is no file {path}; give the path of a rig.") from None
+        raise RequestError(f"there is no file {path}; {mend}.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not valid JSON ({error}); give the path of a rig.") from None
+        raise RequestError(f"{path} is not valid JSON ({error}); {mend}.") from None
+
+
+def load_mounts(path: AnyPath) -> dict[str, Transform]:
+    """From the axes of MUSES' LiDAR and radar to those of its GNSS receiver, by its ``calib.json``.
+
+    Raises:
+        RequestError: as :meth:`Rig.load`.
+    """
+    calibration = read_json(path, MEND)
+    try:
+        return {sensor: _extrinsic(calibration, f"{sensor}2gnss") for sensor in ("lidar", "radar")}
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
+
+
+def _entry(calibration: Any, *keys: str) -> Any:
+    value = calibration
+    for i, key in enumerate(keys):
+        if not isinstance(value, dict) or key not in value:
+            raise RequestError(f"{'.'.join(keys[: i + 1])} is missing; a calibration of MUSES has it.")
+        value = value[key]
+    return value
+
+
+def _extrinsic(calibration: Any, name: str) -> Transform:
+    return build(Transform, {"matrix": _entry(calibration, "extrinsics", name)}, f"extrinsics.{name}")
 
 
 def _from_muses(calibration: Any) -> Rig:
     """Transforms are 4 x 4, sensor to camera; the pictures are undistorted. Source: github.com/timbroed/MUSES."""
 
-    def entry(*keys: str) -> Any:
-        value = calibration
-        for i, key in enumerate(keys):
-            if not isinstance(value, dict) or key not in value:
-                raise RequestError(f"{'.'.join(keys[: i + 1])} is missing; a calibration of MUSES has it.")
-            value = value[key]
-        return value
-
     def pose(name: str) -> dict[str, Any]:
-        transform: Transform = build(Transform, {"matrix": entry("extrinsics", name)}, f"extrinsics.{name}")
+        transform = _extrinsic(calibration, name)
         return {"rotation": transform.rotation.tolist(), "translation": transform.translation.tolist()}
 
-    camera = {"matrix": entry("intrinsics", "rgb", "K"), "size": MUSES_SIZE}
+    camera = {"matrix": _entry(calibration, "intrinsics", "rgb", "K"), "size": MUSES_SIZE}
     lidar = {
         **pose("lidar2rgb"), "columns": ["x", "y", "z", "intensity", "ring", "time"], "dtype": "float64",
     }  # fmt: skip
@@ -212,7 +232,8 @@ def _from_muses(calibration: Any) -> Rig:
         **pose("radar2rgb"), "resolution": 0.0438, "ground": -1.62, "first_azimuth": 179.1, "sector": [-60, 60],
     }  # fmt: skip
     event = {
-        "matrix": entry("intrinsics", "event", "K"), "rotation": pose("event2rgb")["rotation"], "size": MUSES_EVENT_SIZE,
+        "matrix": _entry(calibration, "intrinsics", "event", "K"), "rotation": pose("event2rgb")["rotation"],
+        "size": MUSES_EVENT_SIZE,
     }  # fmt: skip
     return Rig(
         camera=build(Camera, camera, "intrinsics.rgb"),

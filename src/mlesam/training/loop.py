@@ -33,6 +33,7 @@ from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import LAST, LOG, RECIPE, RECORD, WEIGHTS, Run, load_weights, save_weights
 from mlesam.sample import Batch
 from mlesam.training.calibration import calibrate_run, owes_calibration
+from mlesam.training.look import learn_look, owes_look
 from mlesam.training.optimizer import learning_rate, make_optimizer
 from mlesam.training.prepare import Prepared, prepare, refuse_existing
 from mlesam.training.progress import Progress
@@ -87,6 +88,7 @@ def train(
         trainer.run()
     if trainer.main:
         learn_trust(prepared, out, report)
+        learn_look(prepared, out, report)
         calibrate_run(prepared, out, report)
     trainer.accelerator.wait_for_everyone()
     return Run.load(out)
@@ -278,7 +280,7 @@ class Trainer:
                     self.optimizer.state[parameter] = {
                         k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
                     }
-        owed = owes_trust(self.out) or owes_calibration(self.prepared, self.out)
+        owed = owes_trust(self.out) or owes_look(self.out) or owes_calibration(self.prepared, self.out)
         if self.step >= self.config.steps and not owed:
             raise RequestError(f"{self.out} is finished ({self.step} of {self.config.steps} steps); nothing to resume.")
         self.report.say(f"going on from step {self.step} of {self.config.steps}")

@@ -36,6 +36,7 @@ class Prepared:
         torch.manual_seed(self.recipe.seed)
         channels = {m: spec.channels for m, spec in self.sensors.items()}
         model = MLESAM(channels, len(self.classes.names), self.recipe.model, self.recipe.seed)
+        model.foundation.checkpointing = self.recipe.training.checkpointing
         if init is not None:
             start_from(model, Run.load(init))
         if self.extends is not None:

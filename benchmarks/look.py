@@ -1,0 +1,199 @@
+"""What looking before computing costs and saves: ``python benchmarks/look.py``.
+
+On the procedural world, with models of four sensors that are trained as in recipes/ablation.yaml (three seeds): mIoU on test with
+all sensors; with the two that an early stage chooses (after stage 1 or 2); with the two that the router weighs most once all
+maps are there, which saves nothing; with the two that are best by the frame's own label, which bounds what any choice can
+reach; with the pair that is best on val, the same for every frame; and with two at random. Each frame goes through the trunk
+once, every choice is decoded from that; that a pass which really leaves sensors behind gives the same is a test. Then time:
+random weights of SAM2's sizes, four sensors, one frame, in turns with the pass that computes all.
+
+Writes ``benchmarks/results/look.json``. Trainings are kept in ``runs/look`` and done once.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conditions import ROOT, command, conditions, options_of, shortened
+from experts import SEEDS, say
+from mlesam import MLESAM, Batch, ModelConfig
+from mlesam.config import load_recipe
+from mlesam.data.dataset import open_dataset
+from mlesam.data.reading import read_frame
+from mlesam.data.transforms import evaluation_sample
+from mlesam.evaluation.metrics import confusion_matrix, mean_iou
+from mlesam.model.checkpoints import replace_file
+from mlesam.model.features import Features
+from mlesam.model.look import seen
+from mlesam.model.mlesam import at_size
+from mlesam.model.run import Run
+from mlesam.training.look import balanced_loss, fit_look
+from mlesam.training.loop import train
+
+RECIPE = ROOT / "recipes" / "ablation.yaml"
+KEEP, STAGES = 2, (1, 2)
+TIMED = (("tiny", 256), ("tiny", 512), ("base_plus", 256))
+SENSORS = {"rgb": 3, "depth": 1, "lidar": 3, "thermal": 1}
+
+
+def trained(folder: Path, seed: str, changes: dict[str, str]) -> Run:
+    """The run of a seed, trained if it is not there."""
+    path = folder / f"seed{seed}"
+    if not path.is_dir():
+        train(load_recipe(RECIPE, {**changes, "seed": seed}), path, command=command("look"))
+    return Run.load(path)
+
+
+def with_look(run: Run, stage: int) -> MLESAM:
+    """A run's model that chooses ``KEEP`` sensors after a stage, fitted on the run's training frames."""
+    recipe = run.recipe
+    config = dataclasses.replace(recipe.model, look=stage, look_keep=KEEP)
+    channels = {m: spec.channels for m, spec in run.sensors.items()}
+    model = MLESAM(channels, len(run.classes.names), config, recipe.seed).eval()
+    model.load_state_dict(run.load_model().state_dict(), strict=False)
+    assert recipe.data.dataset is not None
+    frames = open_dataset(recipe.data.dataset).frames("train")
+    fit_look(model, frames, run.sensors, run.classes, recipe.data.resize, recipe.seed)
+    return model
+
+
+@torch.inference_mode()
+def choices(run: Run, models: dict[int, MLESAM], split: str) -> dict[str, Any]:
+    """mIoU of every way to choose, and how often each stage chose which pair."""
+    assert run.recipe.data.dataset is not None
+    frames = open_dataset(run.recipe.data.dataset).frames(split)
+    rng = np.random.default_rng(0)
+    model = next(iter(models.values()))
+    pairs = [tuple(pair) for pair in combinations(run.sensors, KEEP)]
+    total: dict[str, Tensor] = {}
+    picked: dict[str, dict[str, int]] = {}
+    for frame in frames:
+        sample = evaluation_sample(read_frame(frame, run.sensors, run.classes), run.sensors, run.recipe.data.resize)
+        assert sample.label is not None
+        maps: list[Tensor] = []
+        features = model.encode(Batch.stack([sample]), after=lambda stage, map_: maps.append(seen(map_)))  # noqa: B023
+        output = model.decode(features)
+        shares = output.shares[0].mean(dim=0)
+        has = features.modalities
+        ways: dict[str, tuple[str, ...]] = {
+            "two at random": tuple(rng.permutation(list(has))[:KEEP]),
+            "the router's two, all computed": tuple(
+                sorted(has, key=lambda m: -float(shares[run_index(run, m)]))[:KEEP]
+            ),
+        }
+        for stage, other in models.items():
+            scores = {
+                m: float(other.looks[m](maps[stage - 1][s.start : s.stop]))
+                for m, s in zip(has, features.segments, strict=True)
+            }
+            ways[f"after stage {stage}"] = tuple(sorted(has, key=lambda m: -scores[m])[:KEEP])
+        label = sample.label[None]
+        ways["the best two of each frame, its label known"] = min(
+            combinations(has, min(KEEP, len(has))),
+            key=lambda pair: balanced_loss(
+                at_size(model.decode(features.select(pair)).logits, tuple(label.shape[-2:])), label
+            ),  # type: ignore[arg-type]
+        )
+        ways |= {"+".join(pair): pair for pair in pairs if set(pair) & set(has)}
+        for name, chosen in ways.items():
+            kept = set(chosen) & set(has)
+            note(total, name, model, features.select(kept), sample.label, len(run.classes.names))
+            if name.startswith("after"):
+                key = "+".join(m for m in run.sensors if m in kept)
+                picked.setdefault(name, {}).setdefault(key, 0)
+                picked[name][key] += 1
+        note(total, "all", model, features, sample.label, len(run.classes.names))
+    return {
+        "miou": {name: round(float(mean_iou(matrix.numpy())), 4) for name, matrix in total.items()},
+        "picked": picked,
+    }
+
+
+def run_index(run: Run, modality: str) -> int:
+    return list(run.sensors).index(modality)
+
+
+def note(total: dict[str, Tensor], name: str, model: MLESAM, features: Features, label: Tensor, classes: int) -> None:
+    logits = at_size(model.decode(features).logits, tuple(label.shape[-2:]))  # type: ignore[arg-type]
+    found = confusion_matrix(logits[0].argmax(dim=0), label, classes)
+    total[name] = total[name] + found if name in total else found
+
+
+def timed(preset: str, size: int, rounds: int) -> list[dict[str, Any]]:
+    """CPU seconds of a frame, in turns: all four sensors, and two of four after each stage."""
+    torch.manual_seed(0)
+    config = ModelConfig(foundation=preset, rank=32)
+    model = MLESAM(SENSORS, 25, config).eval().merge()
+    batch = Batch.of({m: torch.randn(1, c, size, size) for m, c in SENSORS.items()})
+    passes: dict[str, Callable[[], object]] = {"all": lambda: model(batch)}
+    for stage in STAGES:
+        other = MLESAM(SENSORS, 25, dataclasses.replace(config, look=stage, look_keep=KEEP)).eval()
+        other.load_state_dict(copy.deepcopy(model.state_dict()), strict=False)
+        for look in other.looks.values():
+            look.ready = True  # type: ignore[assignment]
+        other.merge()
+        passes[f"early-k2 after stage {stage}"] = lambda other=other: other(batch)
+    spent: dict[str, list[float]] = {name: [] for name in passes}
+    with torch.inference_mode():
+        for run in passes.values():
+            run()
+        for _ in range(rounds):
+            for name, run in passes.items():
+                began = time.process_time()
+                run()
+                spent[name].append(time.process_time() - began)
+    seconds = {name: statistics.median(times) for name, times in spent.items()}
+    return [
+        {
+            "name": f"{name}@{preset}-{size}",
+            "ratio": seconds[name] / seconds["all"],
+            "baseline": "all four sensors, experts merged",
+            "seconds": seconds[name],
+            "baseline_seconds": seconds["all"],
+            "conditions": {"cpu_seconds": True, "threads": 1, "rounds": rounds, "batch": 1, "precision": "fp32"},
+        }
+        for name in passes
+        if name != "all"
+    ]
+
+
+def main() -> None:
+    parser = options_of(__doc__, "look")
+    parser.set_defaults(runs=ROOT / "runs" / "look")
+    parser.add_argument("--rounds", type=int, default=7, help="of the measurement of time")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    changes = {"model.reliability": "true", **shortened(options)}
+    results: list[dict[str, Any]] = []
+    for seed in SEEDS:
+        run = trained(options.runs, seed, changes)
+        models = {stage: with_look(run, stage) for stage in STAGES}
+        test, val = choices(run, models, "test"), choices(run, models, "val")
+        fixed = max((n for n in val["miou"] if "+" in n), key=lambda n: val["miou"][n])
+        row = {"seed": int(seed), "fixed_pair": fixed, **test}
+        results.append(row)
+        say(json.dumps(row))
+    times = [row for preset, size in TIMED for row in timed(preset, size, options.rounds)]
+    for row in times:
+        say(f"{row['name']}: {row['ratio']:.2f}")
+    content = {
+        "name": "look", "command": command("look"), **conditions(), "seeds": [int(s) for s in SEEDS],
+        "conditions": {"keep": KEEP, "sensors": list(SENSORS)}, "results": results, "times": times,
+    }  # fmt: skip
+    replace_file(options.result, json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

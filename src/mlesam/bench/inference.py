@@ -1,0 +1,181 @@
+"""Suite ``inference``: one frame through the whole model and through its parts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Sam2VisionModel
+
+from mlesam.bench.case import Case, Subject
+from mlesam.bench.measure import Run
+from mlesam.bench.naive import BY_HAND, PEFT, Naive
+from mlesam.bench.setting import PRECISIONS, Setting
+from mlesam.model.experts import Segment
+from mlesam.model.features import Features
+from mlesam.model.foundation import LEVEL_STRIDES
+from mlesam.model.mlesam import MLESAM
+from mlesam.model.sam2 import preset_config
+
+EQUAL = {"fp32": 1e-4, "bf16": 0.1}
+"""How far ours may be from naive's, by precision."""
+
+
+def whole(setting: Setting, precision: str = "fp32", **changes: Any) -> Run:
+    """Pictures to logits at the pictures' size, experts merged; ``changes`` are fields of the model's configuration."""
+    setting = setting.with_(changes=(*setting.changes, *changes.items()))
+    model, batch = setting.model().merge(), setting.frames()
+    for look in model.looks.values():
+        look.ready = True  # type: ignore[assignment]  # which ones are kept changes no time
+    if precision == "bf16":
+        model.compute_in(torch.bfloat16)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return model(batch).logits
+
+    return run
+
+
+def naive(setting: Setting, precision: str, by_hand: bool = False) -> Run:
+    """The same by transformers, sensor by sensor."""
+    model, batch = Naive(setting.model(), by_hand=by_hand), setting.frames()
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        with setting.autocast(precision):
+            return model(batch).logits
+
+    return run
+
+
+def floor(setting: Setting, precision: str = "fp32") -> Run:
+    """The frozen trunk and neck alone, on as many rows of three channels as there are sensors."""
+    foundation, rows = setting.model().foundation, _rows(setting)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        with setting.autocast(precision):
+            return foundation(rows)[-1]
+
+    return run
+
+
+def vision(setting: Setting) -> Run:
+    """The floor as ``transformers`` computes it: the same weights, all rows in one pass."""
+    foundation: Any = setting.model().foundation
+    config: Any = preset_config(setting.preset).vision_config
+    with torch.device("meta"):
+        made: Any = Sam2VisionModel(config)
+    made.backbone, made.neck = foundation.trunk, foundation.neck
+    rows = _rows(setting)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return made.eval()(pixel_values=rows).fpn_hidden_states[-1]
+
+    return run
+
+
+def _rows(setting: Setting) -> Tensor:
+    return torch.cat([image.mean(1, keepdim=True).expand(-1, 3, -1, -1) for image in setting.images().values()])
+
+
+def fused(setting: Setting, merged: bool = False, **changes: Any) -> Run:
+    """Pictures to the fused maps: everything before the heads."""
+    setting = setting.with_(changes=(*setting.changes, *changes.items()))
+    model, batch = setting.model(), setting.frames()
+    if merged:
+        model.merge()
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return fuse(model, model.encode(batch))[-1]
+
+    return run
+
+
+def with_experts(setting: Setting, merged: bool = False) -> Run:
+    """Trunk and neck with the experts, on the floor's rows."""
+    model, rows = setting.model(), _rows(setting)
+    segments = tuple(Segment(m, i * setting.batch, (i + 1) * setting.batch) for i, m in enumerate(model.modalities))
+    if merged:
+        model.merge()
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return model.foundation(rows, (model.merged or model.experts).on(segments))[-1]
+
+    return run
+
+
+def one_head(setting: Setting) -> Run:
+    """The whole without the mask head."""
+    model, batch = setting.model().merge(), setting.frames()
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        logits = model.pyramid_head(fuse(model, model.encode(batch)))
+        return nn.functional.interpolate(logits, scale_factor=4.0, mode="bilinear", align_corners=False)
+
+    return run
+
+
+def fuse(model: MLESAM, features: Features) -> list[Tensor]:
+    """The fused maps, as ``decode`` gives them to the heads."""
+    height, width = features.size
+    trust = model.trust(features)
+    return [
+        router(
+            level, (-(-height // stride), -(-width // stride)), features.segments, list(features.frames), features.count, trust
+        )[0]
+        for stride, router, level in zip(LEVEL_STRIDES, model.routers, features.levels, strict=True)
+    ]  # fmt: skip
+
+
+WHOLE = {
+    p: Subject(f"whole-{p}", f"pictures to logits, {p}, all sensors in one pass", partial(whole, precision=p), p)
+    for p in PRECISIONS
+}
+NAIVE = {p: Subject(f"naive-{p}", f"{PEFT}, {p}, heads as ours", partial(naive, precision=p), p) for p in PRECISIONS}
+HAND = Subject("by-hand-fp32", f"{BY_HAND}, fp32, heads as ours", partial(naive, precision="fp32", by_hand=True))
+FLOOR = Subject("floor-fp32", "the frozen trunk and neck alone on the stacked rows, fp32", floor)
+VISION = Subject("transformers-fp32", "SAM2's vision model of transformers on the stacked rows, fp32", vision)
+PAPER = {"align": False, "rescale": False, "reliability": False}
+"""The model as published."""
+
+
+def cases() -> list[Case]:
+    """Cases of the suite, by the names that its results have."""
+    ours, fp32, bf16 = WHOLE["fp32"], EQUAL["fp32"], EQUAL["bf16"]
+    unmerged = Subject("unmerged", "pictures to fused maps, the experts as products of their own, fp32", fused)
+    trunk = Subject("trunk-unmerged", "trunk and neck with the experts as products of their own, fp32", with_experts)
+    single = Subject("one-head", "the whole without the mask head, fp32", one_head)
+    mean = Subject("no-router", "the whole with a plain mean, fp32", partial(whole, fusion="mean", reliability=False))
+    merged = Subject("merged", "pictures to fused maps, experts and aligners merged, fp32", partial(fused, merged=True))
+    bare = Subject(
+        "merged-paper",
+        "the same without aligners, rescaling and reliability, fp32",
+        partial(fused, merged=True, **PAPER),
+    )
+    trunk_merged = Subject(
+        "trunk-merged", "trunk and neck with merged experts, fp32", partial(with_experts, merged=True)
+    )
+    early = Subject("early-k2", "two sensors go on after stage 1, fp32", partial(whole, look=1, look_keep=2))
+    paper = Subject("paper", "the whole without aligners, rescaling and reliability, fp32", partial(whole, **PAPER))
+    return [
+        Case("whole-fp32", ours, NAIVE["fp32"], (HAND,), tolerance=fp32),
+        Case("whole-bf16", WHOLE["bf16"], NAIVE["fp32"], (NAIVE["bf16"],), tolerance=bf16),
+        Case("floor", FLOOR, VISION, tolerance=fp32),
+        Case("experts-merged", merged, FLOOR),
+        Case("experts-merged-paper", bare, FLOOR),
+        Case("experts-unmerged", unmerged, FLOOR),
+        Case("trunk-merged", trunk_merged, FLOOR),
+        Case("trunk-unmerged", trunk, FLOOR),
+        Case("early-k2", early, ours),
+        Case("two-heads", ours, single),
+        Case("router", ours, mean),
+        Case("additions", ours, paper),
+    ]

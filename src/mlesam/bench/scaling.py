@@ -1,0 +1,72 @@
+"""Suite ``scaling``: how the time of a frame grows with sensors, classes, pixels and rank."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from mlesam.bench.case import Case, Subject, measure_cases
+from mlesam.bench.inference import floor, whole
+from mlesam.bench.measure import Build, Run
+from mlesam.bench.setting import SENSORS, Setting
+
+AXES: dict[str, Sequence[int]] = {
+    "sensors": range(1, len(SENSORS) + 1), "classes": (10, 25, 50, 100, 150), "pixels": (128, 256, 384, 512),
+    "rank": (0, 4, 8, 16, 32, 64),
+}  # fmt: skip
+"""What is varied, one at a time. Pixels are those of a side."""
+
+
+def varied(setting: Setting, build: Build, **values: Any) -> Run:
+    """A subject under other conditions than the rest of its suite."""
+    return build(setting.with_(**values))
+
+
+def cases(axis: str, values: Sequence[int]) -> list[Case]:
+    """A case for each value. The baseline is one sensor's trunk pass for ``sensors``, else the first value."""
+    field = {"pixels": "size"}.get(axis, axis)
+    build = partial(whole, precision="fp32")
+    subjects = [
+        Subject(
+            f"{axis}-{v}", f"pictures to logits, fp32, with {axis} = {v}", partial(varied, build=build, **{field: v})
+        )
+        for v in values
+    ]
+    base = subjects[0]
+    if axis == "sensors":
+        base = Subject(
+            "floor-1", "the frozen trunk and neck alone, one sensor", partial(varied, build=floor, sensors=1)
+        )
+    return [Case(own.name, own, base) for own in subjects]
+
+
+def scaling(
+    setting: Setting, rounds: int, advance: Callable[[int, int], None], axes: Any = None
+) -> list[dict[str, Any]]:
+    """Rows of every axis, each axis measured in turns of its own, and what one more sensor costs."""
+    rows = []
+    for axis, values in (axes or AXES).items():
+        own = measure_cases(cases(axis, values), setting, rounds, advance)
+        rows += [{**row, "axis": axis, "value": v} for row, v in zip(own, values, strict=True)]
+        if axis == "sensors":
+            rows.append(per_sensor(own, values))
+    return rows
+
+
+def per_sensor(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> dict[str, Any]:
+    """The slope of time over sensors against one sensor's trunk pass. ``bend``: the largest distance of a measured time from the
+    line, as a share of the longest time."""
+    seconds = [row["seconds"] for row in rows]
+    fit = statistics.linear_regression(list(counts), seconds)
+    slope = round(fit.slope, 6)
+    bend = max(abs(s - fit.intercept - fit.slope * n) for n, s in zip(counts, seconds, strict=True)) / max(seconds)
+    memory = statistics.linear_regression(list(counts), [row["peak_mib"] or 0.0 for row in rows]).slope
+    base = rows[0]["baseline_seconds"]
+    return {
+        "name": rows[0]["name"].replace(f"sensors-{counts[0]}", "per-sensor"), "ratio": slope / base,
+        "baseline": rows[0]["baseline"], "seconds": slope, "baseline_seconds": base, "peak_mib": round(memory, 1),
+        "baseline_peak_mib": rows[0]["baseline_peak_mib"], "bend": round(bend, 4),
+        "conditions": f"slope of the line through {len(counts)} medians; {rows[0]['conditions']}",
+    }  # fmt: skip

@@ -1,0 +1,199 @@
+"""Looking before computing: sensors that are left behind early are as if they had been absent, and cost no more."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import write_dataset
+from mlesam import MLESAM, Batch, ModelConfig, Sample, Segmenter
+from mlesam.cli import main
+from mlesam.model.checkpoints import load_metadata
+from mlesam.model.experts import Segment
+from mlesam.model.look import best, seen
+from mlesam.model.run import WEIGHTS, Run
+from mlesam.sample import IGNORE
+from mlesam.training import look as fitting
+
+SENSORS = {"rgb": 3, "depth": 1, "lidar": 3, "thermal": 1}
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def model(request: pytest.FixtureRequest) -> MLESAM:
+    """Two of four sensors go on after a stage; experts, aligners and scores are random."""
+    torch.manual_seed(0)
+    made = MLESAM(SENSORS, 3, ModelConfig(rank=4, look=request.param, look_keep=2)).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.endswith(".b") or name.startswith(("looks.", "aligners.")):
+                parameter.normal_(std=0.05)
+    for look in made.looks.values():
+        look.fit_scale(torch.randn(50, look.mean.numel()))
+    return made
+
+
+def everything(model: MLESAM) -> MLESAM:
+    """The same model without a look."""
+    plain = MLESAM(SENSORS, 3, ModelConfig(rank=4)).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    return plain
+
+
+def given(frames: int = 1) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return {m: torch.randn(frames, c, 64, 96, generator=draw) for m, c in SENSORS.items()}
+
+
+@torch.inference_mode()
+def test_what_is_left_behind_is_as_if_it_were_absent(model: MLESAM) -> None:
+    inputs = given()
+    output = model(inputs)
+    kept = [m for m, share in zip(model.modalities, output.shares[0].sum(dim=0), strict=True) if share > 0]
+    assert len(kept) == 2
+    alone = everything(model)({m: inputs[m] for m in kept})
+    torch.testing.assert_close(output.logits, alone.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.shares, alone.shares, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_the_best_by_their_early_maps_go_on(model: MLESAM) -> None:
+    maps: list[Tensor] = []
+    inputs = given()
+    everyone = model.encode(Batch.of(inputs), after=lambda stage, map_: maps.append(map_))
+    assert everyone.modalities == model.modalities, "with a look at the maps all are computed"
+    assert model.config.look is not None
+    views = seen(maps[model.config.look - 1])
+    assert views.shape[1] == 2 * maps[model.config.look - 1].shape[1]
+    scores = {m: float(model.looks[m](views[i : i + 1])) for i, m in enumerate(model.modalities)}
+    assert set(model.encode(Batch.of(inputs)).modalities) == set(sorted(scores, key=scores.__getitem__)[-2:])
+
+
+@torch.inference_mode()
+def test_every_frame_chooses_for_itself_and_a_batch_equals_its_frames(model: MLESAM) -> None:
+    inputs = given(5)
+    samples = [Sample({m: x[i] * (1 + i) for m, x in inputs.items()}, id=str(i)) for i in range(4)]
+    samples.append(Sample({m: inputs[m][4] for m in ("lidar", "thermal")}, id="two"))
+    samples.append(Sample({"depth": inputs["depth"][4]}, id="one"))
+    together = model(Batch.stack(samples))
+    for merged in (False, True):
+        (model.merge if merged else model.unmerge)()
+        for index, sample in enumerate(samples):
+            alone = model(Batch.stack([sample]))
+            torch.testing.assert_close(together.logits[index], alone.logits[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(together.shares[index], alone.shares[0], atol=1e-5, rtol=0)
+    model.unmerge()
+    assert ((together.shares.sum(dim=1) > 0).sum(dim=1) == torch.tensor([2, 2, 2, 2, 2, 1])).all()
+
+
+def test_the_best_rows_by_hand() -> None:
+    segments = (Segment("rgb", 0, 3), Segment("depth", 3, 5), Segment("lidar", 5, 8))
+    frames = (torch.tensor([0, 1, 2]), torch.tensor([0, 2]), torch.tensor([0, 1, 2]))
+    scores = [torch.tensor([1.0, 5.0, 0.0]), torch.tensor([3.0, 1.0]), torch.tensor([2.0, 4.0, -9.0])]
+    rows, left, owners = best(scores, segments, frames, 3, 2)
+    # Frame 0: depth and lidar; frame 1 has no depth; frame 2: depth and rgb.
+    assert rows.tolist() == [1, 2, 3, 4, 5, 6]
+    assert left == (Segment("rgb", 0, 2), Segment("depth", 2, 4), Segment("lidar", 4, 6))
+    assert [o.tolist() for o in owners] == [[1, 2], [0, 2], [0, 1]]
+
+
+@torch.inference_mode()
+def test_later_stages_see_only_what_is_kept(model: MLESAM) -> None:
+    rows: Counter[int] = Counter()
+    original = model.foundation.trunk.blocks  # type: ignore[union-attr]
+    hooks = [
+        block.layer_norm2.register_forward_hook(lambda m, i, o, n=n: rows.update({n: len(o)}))  # type: ignore[misc]
+        for n, block in enumerate(original)  # type: ignore[arg-type]
+    ]
+    model(given())
+    for hook in hooks:
+        hook.remove()
+    ends = model.foundation.trunk.stage_ends  # type: ignore[union-attr]
+    assert model.config.look is not None
+    early = ends[model.config.look - 1] + 1  # type: ignore[index]
+    assert [rows[n] for n in range(len(original))] == [4] * early + [2] * (len(original) - early)  # type: ignore[arg-type]
+
+
+def test_nothing_is_left_behind_before_it_is_learned_nor_in_training(model: MLESAM) -> None:
+    fresh = MLESAM(SENSORS, 3, ModelConfig(look=1)).eval()
+    assert fresh.encode(Batch.of(given())).modalities == fresh.modalities
+    assert not any(p.requires_grad for p in fresh.looks.parameters())
+    copied = copy.deepcopy(model).train()
+    assert copied.encode(Batch.of(given())).modalities == copied.modalities
+    again = MLESAM(SENSORS, 3, ModelConfig(rank=4, look=model.config.look)).eval()
+    again.load_state_dict(model.state_dict())
+    assert len(again.encode(Batch.of(given())).modalities) == 2, "what was learned is known once it is loaded"
+
+
+def test_the_fit_finds_the_sensors_that_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames in which a sensor's level says whether it is of use, by what every pair costs."""
+    torch.manual_seed(0)
+    model = MLESAM({"rgb": 3, "depth": 1, "lidar": 3}, 3, ModelConfig(rank=0, look=1))
+    width, names = model.looks["rgb"].mean.numel(), ("rgb", "depth", "lidar")  # type: ignore[union-attr]
+    good = [torch.randn(3) for _ in range(60)]
+
+    def prices(model: Any, sample: int, keep: int) -> fitting.Known:
+        views = {m: torch.randn(width) * 0.1 + good[sample][i] for i, m in enumerate(names)}
+        costs = {
+            (a, b): -float(good[sample][i] + good[sample][j])
+            for i, a in enumerate(names)
+            for j, b in list(enumerate(names))[i + 1 :]
+        }
+        least = min(costs.values())
+        return views, {pair: cost - least for pair, cost in costs.items()}
+
+    monkeypatch.setattr(fitting, "_prices", prices)
+    monkeypatch.setattr(fitting, "read_frame", lambda frame, *_: SimpleNamespace(images={"rgb": None}, index=frame))
+    monkeypatch.setattr(fitting, "random_fault", lambda *_, **__: None)
+    monkeypatch.setattr(fitting, "break_sample", lambda sample, *_: sample)
+    monkeypatch.setattr(fitting, "evaluation_sample", lambda sample, *_: sample.index)
+    fitting.fit_look(model, range(60), {}, None)  # type: ignore[arg-type]
+    hits = 0
+    for _ in range(200):
+        level = torch.randn(3)
+        scores = [float(model.looks[m](torch.randn(1, width) * 0.1 + level[i])) for i, m in enumerate(names)]
+        hits += int(torch.tensor(scores).argmin() == level.argmin())
+    assert hits > 170, "the sensor to be left out is that of the lowest level"
+    assert not any(p.requires_grad for p in model.looks.parameters())
+
+
+def test_the_balanced_loss_by_hand() -> None:
+    logits = torch.randn(1, 3, 2, 4)
+    label = torch.tensor([[[0, 0, 0, 0], [0, 2, IGNORE, 2]]])
+    each = -logits.log_softmax(1)[0]
+    wall = each[0][label[0] == 0].mean()
+    pole = each[2][label[0] == 2].mean()
+    assert fitting.balanced_loss(logits, label) == pytest.approx(float((wall + pole) / 2), rel=1e-5)
+
+
+def test_a_training_learns_it_and_a_segmenter_says_who_was_left_out(tmp_path: Path) -> None:
+    data, run = write_dataset(tmp_path / "data"), tmp_path / "run"
+    short = ("--model.rank", "2", "--data.crop", "64", "--data.workers", "0", "--training.batch", "2", "--steps", "2")
+    early = ("--model.look", "1", "--model.look_keep", "1")
+    assert main(["train", "--data", f"folder:{data}", "--out", str(run), *short, *early]) == 0
+    assert load_metadata(run / WEIGHTS)["look_fitted"] is True
+    assert load_metadata(run / WEIGHTS)["trust_fitted"] is True
+    files = {m: str(data / m / "test/test0.png") for m in ("rgb", "depth", "thermal")}
+    weights = Segmenter.load(run)(files).weights
+    assert sorted(weights.values()) == [0.0, 0.0, 1.0]
+    assert all(isinstance(look, nn.Module) and look.ready for look in Run.load(run).load_model().looks.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--model.look", "0"), "model.look is 0, but it must be null, or a stage from 1 to 3"),
+        (("--model.look_keep", "0"), "model.look_keep is 0, but it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    words: tuple[str, str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--data", f"folder:{tmp_path}", *words]) == 2
+    assert sentence in capsys.readouterr().err
