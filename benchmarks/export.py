@@ -1,9 +1,9 @@
 """What exported models cost and keep: ``python benchmarks/export.py``.
 
-Time: a model of four sensors with random weights, exported at one size, against itself in torch, one frame of each by turns.
-Times are CPU seconds of one thread, so that other work on the machine does not count. Accuracy: a short training on the
-procedural world (``recipes/ablation.yaml``), exported in each precision and tested on its test split beside the run, both
-through ``Segmenter``.
+Time: a model of four sensors with random weights, exported at one size, against what people write today (the naive
+implementation of ``mlesam bench``) and against itself in torch, one frame of each by turns. Times are CPU seconds of one thread,
+so that other work on the machine does not count. Accuracy: a short training on the procedural world (``recipes/ablation.yaml``),
+exported in each precision and tested on its test split beside the run, both through ``Segmenter``.
 
 Writes ``benchmarks/results/export.json`` and prints a table.
 """
@@ -11,24 +11,28 @@ Writes ``benchmarks/results/export.json`` and prints a table.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from conditions import ROOT, command, conditions
-from mlesam import MLESAM, ModelConfig, Segmenter
+from mlesam import MLESAM, Batch, ModelConfig, Segmenter
+from mlesam.bench.naive import PEFT, Naive
 from mlesam.config import load_recipe
 from mlesam.data.dataset import default_colors, open_dataset
 from mlesam.data.reading import decode_label
 from mlesam.evaluation.metrics import confusion_matrix, mean_iou
-from mlesam.inference.export import FixedSensors, export_model, export_run, random_scene
+from mlesam.inference.export import export_model, export_run, random_scene
 from mlesam.inference.exported import load_exported
 from mlesam.inference.formats import SUFFIXES
 from mlesam.model.checkpoints import replace_file
@@ -68,17 +72,24 @@ def by_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 
 def speed(preset: str, side: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
-    """One row for each form, against the plain model in torch."""
+    """One row for each form, against the naive implementation and the merged model in torch."""
     segmenter = random_segmenter(preset)
     scene = random_scene(SENSORS, (side, side))
     inputs = {m: x[None].numpy() for m, x in scene.items()}
-    module = FixedSensors(segmenter.model, SENSORS).eval()
+    batch = Batch.of({m: spec.normalized(spec.measured(scene[m]))[None] for m, spec in SENSORS.items()})
+    naive = Naive(copy.deepcopy(segmenter.model)).eval()
+    plain, merged = copy.deepcopy(segmenter.model), copy.deepcopy(segmenter.model).merge()
 
-    @torch.inference_mode()
-    def eager() -> None:
-        module(*(x[None] for x in scene.values()))
+    def in_torch(model: torch.nn.Module) -> Callable[[], Any]:
+        @torch.inference_mode()
+        def call() -> Tensor:
+            return model(batch).logits
 
-    calls: dict[str, Callable[[], Any]] = {"torch": eager}
+        return call
+
+    calls = {"naive": in_torch(naive), "torch": in_torch(plain), "torch-merged": in_torch(merged)}
+    apart = {name: float((call() - calls["naive"]()).abs().max()) for name, call in calls.items()}
+    print(apart, flush=True)
     checked = {}
     for format, precision in FORMS:
         name = f"{format}-{precision}"
@@ -91,27 +102,18 @@ def speed(preset: str, side: int, rounds: int, folder: Path) -> list[dict[str, A
             "precision": exported.precision, "export_seconds": round(time.process_time() - began, 1),
             "mib": round(size / 2**20, 1), "random": about["checked"]["random"],
         }  # fmt: skip
-        calls[name] = lambda exported=exported: exported(inputs)
+        calls[name] = partial(exported, inputs)
         print(name, checked[name], flush=True)
 
-    @torch.inference_mode()
-    def merged() -> None:
-        segmenter.model.merge()
-        began = time.process_time()
-        module(*(x[None] for x in scene.values()))
-        spent.append(time.process_time() - began)
-        segmenter.model.unmerge()
-
-    spent: list[float] = []
-    seconds = by_turns({**calls, "torch-merged": merged}, rounds)
-    seconds["torch-merged"] = statistics.median(spent)
+    seconds = by_turns(calls, rounds)
     return [
         {
-            "name": f"{name}@{preset}-{side}", "ratio": round(seconds[name] / seconds["torch"], 3), "baseline": "torch, fp32",
-            "seconds": round(seconds[name], 4), "baseline_seconds": round(seconds["torch"], 4), **checked.get(name, {}),
+            "name": f"{name}@{preset}-{side}", "ratio": round(seconds[name] / seconds["naive"], 3), "baseline": f"{PEFT}, fp32",
+            "seconds": round(seconds[name], 4), "baseline_seconds": round(seconds["naive"], 4),
+            "to_torch_merged": round(seconds[name] / seconds["torch-merged"], 3), **checked.get(name, {}),
         }
         for name in seconds
-        if name != "torch"
+        if name != "naive"
     ]  # fmt: skip
 
 
@@ -181,9 +183,11 @@ def main() -> None:
         "results": rows, "accuracy": scores,
     }  # fmt: skip
     replace_file(options.result, json.dumps(result, indent=2) + "\n")
-    print("| form | seconds | ratio | MiB |\n|---|--:|--:|--:|")
+    print("| form | seconds | of naive | of torch, merged | MiB |\n|---|--:|--:|--:|--:|")
     for row in rows:
-        print(f"| {row['name']} | {row['seconds']:.3f} | {row['ratio']:.2f} | {row.get('mib', '')} |")
+        print(
+            f"| {row['name']} | {row['seconds']:.3f} | {row['ratio']:.2f} | {row['to_torch_merged']:.2f} | {row.get('mib', '')} |"
+        )
     print("| form | mIoU | points lost | labels equal |\n|---|--:|--:|--:|")
     for row in scores:
         print(f"| {row['name']} | {row['miou']:.4f} | {row.get('points_lost', '')} | {row.get('equal_labels', '')} |")
