@@ -140,7 +140,8 @@ def _onnx(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
         model = made.model
         optimizer.inline(model)
         for _ in range(2):
-            optimizer.fold_constants_ir(model)
+            # Weights are stored as they are multiplied, however large: int8 knows them by being constants.
+            optimizer.fold_constants_ir(model, should_fold=lambda node: True if node.op_type in _LAYOUT else None)
             optimizer.remove_unused_nodes(model)
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             common.CommonSubexpressionEliminationPass()(model)
@@ -156,6 +157,7 @@ def _onnx(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
         return made.model_proto
 
 
+_LAYOUT = ("Transpose", "Reshape", "Slice", "Unsqueeze")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
