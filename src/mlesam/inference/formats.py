@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlesam.errors import DataError, RequestError
+from mlesam.errors import DataError, RequestError, WorkError
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 """What the files of each format end with."""
@@ -157,7 +157,7 @@ def _onnx(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
         return made.model_proto
 
 
-_LAYOUT = ("Transpose", "Reshape", "Slice", "Unsqueeze")
+_LAYOUT = ("Transpose", "Reshape", "Slice", "Gather", "Squeeze", "Unsqueeze")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -168,15 +168,18 @@ def _quantizer(scenes: Sequence[Mapping[str, np.ndarray]]) -> Callable[[Any], An
         nncf = needed("nncf")
 
     def quantized(model: Any) -> Any:
-        with _quiet():
-            return nncf.quantize(
-                model,
-                nncf.Dataset(list(scenes)),
-                subset_size=len(scenes),
-                preset=nncf.QuantizationPreset.MIXED,
-                model_type=nncf.ModelType.TRANSFORMER,
-                ignored_scope=nncf.IgnoredScope(patterns=[FLOAT], validate=False),
-            )
+        try:
+            with _quiet():
+                return nncf.quantize(
+                    model,
+                    nncf.Dataset(list(scenes)),
+                    subset_size=len(scenes),
+                    preset=nncf.QuantizationPreset.MIXED,
+                    model_type=nncf.ModelType.TRANSFORMER,
+                    ignored_scope=nncf.IgnoredScope(patterns=[FLOAT], validate=False),
+                )
+        except Exception as error:  # its errors come in many types
+            raise WorkError(f"NNCF cannot bring this model to int8 ({error!r}); export it in bf16.") from error
 
     return quantized
 
