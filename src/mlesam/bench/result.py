@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,10 @@ from mlesam.model.checkpoints import replace_file
 
 
 def content(name: str, command: str, seed: int, device: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A result with where, when and on which code it was found."""
+    """A result with where, when and on which code it was found; the command without the place that it is written to."""
+    told = re.sub(r" --out[ =](?:'[^']*'|\S+)", "", command)
     return {
-        "name": name, "command": command, "commit": commit(), "machine": machine(device),
+        "name": name, "command": told, "commit": commit(), "machine": machine(device),
         "date": datetime.date.today().isoformat(), "seed": seed, "results": list(rows),
     }  # fmt: skip
 

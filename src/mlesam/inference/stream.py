@@ -209,6 +209,10 @@ class SegmenterStream:
         half_life: float | None = None,
         calibration: str | Path | Rig | None = None,
     ) -> None:
+        if not hasattr(segmenter, "model"):
+            raise RequestError(
+                "an exported model computes all of its sensors at once; give the stream the segmenter of its run."
+            )
         self.segmenter = segmenter
         self.memory = SensorMemory(segmenter.model, max_age, half_life)
         self.rig = calibration if isinstance(calibration, Rig) or calibration is None else Rig.load(calibration)
