@@ -137,13 +137,13 @@ def test_a_tile_needs_no_padding_and_no_smaller_side_does(
     name: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     padded: list[bool] = []
-    real = sam2._partition
+    real = sam2._scaled
 
-    def watched(x: torch.Tensor, window: int) -> torch.Tensor:
-        padded.append(any(side % window for side in x.shape[1:3]))
-        return real(x, window)
+    def watched(attention: Any, *qkv: torch.Tensor, beyond: int = 0) -> torch.Tensor:
+        padded.append(beyond > 0)
+        return real(attention, *qkv, beyond=beyond)
 
-    monkeypatch.setattr(sam2, "_partition", watched)
+    monkeypatch.setattr(sam2, "_scaled", watched)
     trunk = load_foundation(name).foundation
     assert trunk.tile == tile
     for side in range(trunk.stride, tile + 1, trunk.stride):

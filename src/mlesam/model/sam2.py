@@ -195,7 +195,7 @@ def _attend(attention: Any, x_RHWC: Tensor, window: int, index: int, project: Pr
             band = []
             for columns, wide in _spans(width, window):
                 q, k, v = (_windows(t[:, rows, columns], tall, wide) for t in (query, key, value))
-                out = _scaled(attention, q, k, v, window * window - tall * wide)
+                out = _scaled(attention, q, k, v, beyond=window * window - tall * wide)
                 region = ((rows.stop - rows.start) // stride[0], (columns.stop - columns.start) // stride[1])
                 band.append(_unwindowed(out, *region))
             bands.append(torch.cat(band, dim=2))
