@@ -372,6 +372,27 @@ def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks are Linux's here")
+def test_a_thread_keeps_its_signal_stack(run: Path, tmp_path: Path) -> None:
+    """One that OpenVINO had left behind, and freed, killed the process when a child ended."""
+    code = (
+        "import ctypes, sys\n"
+        "from mlesam.inference.exported import load_exported\n"
+        "from mlesam.inference.formats import _Stack\n"
+        "def now():\n"
+        "    found = _Stack()\n"
+        "    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))\n"
+        "    return found.place, found.flags, found.size\n"
+        "before = now()\n"
+        "exported = load_exported(sys.argv[1])\n"
+        "assert now() == before, (now(), before)\n"
+    )
+    out = tmp_path / "m.xml"
+    words = ("--format", "openvino", "--modalities", "rgb", "--size", "64x64", "--out", str(out))
+    assert main(["export", str(run), *words]) == 0
+    subprocess.run([sys.executable, "-c", code, str(out)], check=True)
+
+
 def test_options_of_models_go_with_models(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run), "--out", str(tmp_path / "adapter"), "--size", "64"]) == 2
     assert "--size does not go with --format adapter" in capsys.readouterr().err

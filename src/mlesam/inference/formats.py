@@ -6,11 +6,13 @@ What a file is about travels inside it, as JSON under the key ``mlesam``.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import io
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -111,6 +113,35 @@ def _unreported() -> Iterator[None]:
             os.environ["CI"] = before
 
 
+class _Stack(ctypes.Structure):
+    """``stack_t`` of Linux."""  # man 2 sigaltstack
+
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+_DISABLED = 2  # SS_DISABLE: no stack of its own
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Leave this thread the stack that it handles signals on.
+
+    OpenVINO's CPU plugin, when it is first needed, gives the thread one of its own, and gives back the one before when it goes.
+    Of two plugins where the first goes first, the second gives back what has been freed. The next signal then kills the process:
+    the end of any child is one, where a handler is installed for it, as PyTorch's data loading does.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    system, before = ctypes.CDLL(None), _Stack()
+    system.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        if system.sigaltstack(ctypes.byref(before), None):  # too small, now that AMX is in use: none then
+            system.sigaltstack(ctypes.byref(_Stack(None, _DISABLED, 0)), None)
+
+
 # ---------------------------------------------------------------- to the formats
 
 
@@ -169,7 +200,7 @@ def _quantizer(scenes: Sequence[Mapping[str, np.ndarray]]) -> Callable[[Any], An
 
     def quantized(model: Any) -> Any:
         try:
-            with _quiet():
+            with _quiet(), _own_signal_stack():
                 return nncf.quantize(
                     model,
                     nncf.Dataset(list(scenes)),
@@ -219,6 +250,7 @@ def open_onnx(
     return about, about["precision"], lambda inputs: session.run(list(OUTPUTS), dict(inputs))
 
 
+@_own_signal_stack()
 def open_openvino(
     path: Path, precision: str | None = None, threads: int | None = None
 ) -> tuple[dict[str, Any], str, Runner]:
