@@ -21,10 +21,13 @@ from mlesam.cli import main
 from mlesam.inference import export, formats
 from mlesam.inference.export import FixedSensors, export_model, parse_size, random_scene
 from mlesam.inference.exported import ExportedSegmenter, load_exported
+from mlesam.inference.formats import openvino_computes_bf16
 from mlesam.inference.stream import SegmenterStream
 from mlesam.model.calibration import Calibration
-from mlesam.model.foundation import decoder_config
+from mlesam.model.experts import plain
+from mlesam.model.foundation import decoder_config, load_foundation
 from mlesam.model.run import Run
+from mlesam.model.sam2 import run_block
 from mlesam.sample import Classes
 from mlesam.sensors import SensorSpec, sensor_spec
 
@@ -147,9 +150,7 @@ def test_openvino_gives_what_the_model_gives_of_a_subset(segmenter: Segmenter, s
 
 
 def test_an_openvino_file_also_runs_in_bf16(subset: Path) -> None:
-    from openvino import Core
-
-    if "BF16" not in Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if not openvino_computes_bf16():
         with pytest.raises(RequestError, match="no bf16 instructions"):
             load_exported(subset, precision="bf16")
         return
@@ -158,6 +159,35 @@ def test_an_openvino_file_also_runs_in_bf16(subset: Path) -> None:
     assert (rough.precision, exact.precision) == ("bf16", "fp32")
     apart = np.abs(rough(images)["logits"] - exact(images)["logits"]).max()
     assert 0 < apart < 0.2
+
+
+class LastBlock(torch.nn.Module):
+    """A block of SAM2's tiny size on a map of 8x8 tokens: its windows of 7 leave one token alone in the corner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk: Any = load_foundation("tiny").foundation.trunk
+
+    def forward(self, x_RHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = run_block(self.trunk.blocks[11], x_RHWC, 11, plain)
+        return found, found.mean(dim=(1, 2))
+
+
+def test_bf16_holds_where_windows_reach_beyond_the_map(tmp_path: Path) -> None:
+    """OpenVINO read past the end of a mask of a single row, in bf16 alone."""
+    if not openvino_computes_bf16():
+        pytest.skip("this CPU has no bf16 instructions")
+    import openvino
+
+    block, x = LastBlock().eval(), torch.randn(4, 8, 8, 768, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = block(x)[0]
+    formats.convert("openvino", block, {"x": x}, "fp32", [])(tmp_path / "block.xml", {})
+    core = openvino.Core()
+    for hint, allowed in (("f32", 1e-4), ("bf16", 0.05)):
+        compiled = core.compile_model(str(tmp_path / "block.xml"), "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        apart = torch.from_numpy(compiled([x.numpy()])[0]) - expected
+        assert apart.abs().max() < allowed * expected.abs().max()
 
 
 def test_a_sensor_without_any_measurement_is_no_nan(full: Path) -> None:

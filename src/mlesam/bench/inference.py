@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +17,18 @@ from mlesam.bench.case import Case, Subject
 from mlesam.bench.measure import Run
 from mlesam.bench.naive import BY_HAND, PEFT, Naive
 from mlesam.bench.setting import PRECISIONS, Setting
+from mlesam.data.dataset import default_colors
+from mlesam.inference.export import export_model
+from mlesam.inference.exported import load_exported
+from mlesam.inference.formats import PACKAGES, openvino_computes_bf16
+from mlesam.inference.segmenter import Segmenter
 from mlesam.model.experts import Segment
 from mlesam.model.features import Features
 from mlesam.model.foundation import LEVEL_STRIDES
 from mlesam.model.mlesam import MLESAM
 from mlesam.model.sam2 import preset_config
+from mlesam.sample import Classes
+from mlesam.sensors.spec import SensorSpec
 
 EQUAL = {"fp32": 1e-4, "bf16": 0.1}
 """How far ours may be from naive's, by precision."""
@@ -135,11 +146,37 @@ def fuse(model: MLESAM, features: Features) -> list[Tensor]:
     ]  # fmt: skip
 
 
+def exported(setting: Setting, precision: str) -> Run:
+    """The whole through ONNX in OpenVINO; int8's ranges are those of the pictures."""
+    channels, names = setting.channels, tuple(f"class {i}" for i in range(setting.classes))
+    # Pictures are drawn normalised, so the file is told to leave numbers as they are.
+    as_they_are = {m: SensorSpec(c, range=(-math.inf, math.inf), mean=(0.0,), std=(1.0,)) for m, c in channels.items()}
+    classes = Classes(names, default_colors(setting.classes))
+    segmenter = Segmenter(setting.model(), as_they_are, classes, device="cpu")
+    images = {m: x[:1].cpu() for m, x in setting.images().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "whole.xml"
+        size, ranges = (setting.size, setting.size), [{m: x[0] for m, x in images.items()}]
+        export_model(segmenter, out, "openvino", size=size, precision=precision, ranges=ranges)
+        loaded = load_exported(out, precision, threads=setting.threads)
+
+    def run() -> Tensor:
+        return torch.from_numpy(loaded(images)["logits"])
+
+    return run
+
+
 WHOLE = {
     p: Subject(f"whole-{p}", f"pictures to logits, {p}, all sensors in one pass", partial(whole, precision=p), p)
     for p in PRECISIONS
 }
 NAIVE = {p: Subject(f"naive-{p}", f"{PEFT}, {p}, heads as ours", partial(naive, precision=p), p) for p in PRECISIONS}
+OPENVINO = {
+    p: Subject(
+        f"openvino-{p}", f"the whole, exported through ONNX to OpenVINO in {p}", partial(exported, precision=p), p
+    )
+    for p in ("bf16", "int8")
+}
 HAND = Subject("by-hand-fp32", f"{BY_HAND}, fp32, heads as ours", partial(naive, precision="fp32", by_hand=True))
 FLOOR = Subject("floor-fp32", "the frozen trunk and neck alone on the stacked rows, fp32", floor)
 VISION = Subject("transformers-fp32", "SAM2's vision model of transformers on the stacked rows, fp32", vision)
@@ -147,7 +184,16 @@ PAPER = {"align": False, "rescale": False, "reliability": False}
 """The model as published."""
 
 
-def cases() -> list[Case]:
+def left_out(setting: Setting) -> str | None:
+    """Why the exported model is not measured here; None where it is."""
+    if setting.device != "cpu":
+        return "it runs on the CPU"
+    if any(find_spec(package) is None for package in (*PACKAGES["openvino"], "nncf")):
+        return 'it needs packages that are not installed: pip install "mlesam[export]"'
+    return None if openvino_computes_bf16() else "this CPU has no bf16 instructions"
+
+
+def cases(setting: Setting) -> list[Case]:
     """Cases of the suite, by the names that its results have."""
     ours, fp32, bf16 = WHOLE["fp32"], EQUAL["fp32"], EQUAL["bf16"]
     unmerged = Subject("unmerged", "pictures to fused maps, the experts as products of their own, fp32", fused)
@@ -165,7 +211,7 @@ def cases() -> list[Case]:
     )
     early = Subject("early-k2", "two sensors go on after stage 1, fp32", partial(whole, look=1, look_keep=2))
     paper = Subject("paper", "the whole without aligners, rescaling and reliability, fp32", partial(whole, **PAPER))
-    return [
+    found = [
         Case("whole-fp32", ours, NAIVE["fp32"], (HAND,), tolerance=fp32),
         Case("whole-bf16", WHOLE["bf16"], NAIVE["fp32"], (NAIVE["bf16"],), tolerance=bf16),
         Case("floor", FLOOR, VISION, tolerance=fp32),
@@ -179,3 +225,9 @@ def cases() -> list[Case]:
         Case("router", ours, mean),
         Case("additions", ours, paper),
     ]
+    if left_out(setting) is None:
+        found += [
+            Case("whole-openvino-bf16", OPENVINO["bf16"], NAIVE["fp32"], (ours,), tolerance=bf16),
+            Case("int8", OPENVINO["int8"], ours, (NAIVE["fp32"],), tolerance=bf16),
+        ]
+    return found

@@ -36,7 +36,7 @@ class Suite:
 SUITES: dict[str, Suite] = {
     "inference": Suite(
         "one frame, whole and in parts",
-        lambda setting, rounds, advance, limit: measure_cases(inference.cases(), setting, rounds, advance),
+        lambda setting, rounds, advance, limit: measure_cases(inference.cases(setting), setting, rounds, advance),
     ),
     "training": Suite(
         "a training step",

@@ -34,7 +34,7 @@ class Tolerance:
 
 TOLERANCES = {
     "fp32": Tolerance(1e-3, 1e-4, 0.999),
-    "bf16": Tolerance(1.0, 0.02, 0.98),
+    "bf16": Tolerance(1.0, 0.01, 0.98),
     "int8": Tolerance(1.0, 0.05, 0.95),
 }
 

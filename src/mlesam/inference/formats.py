@@ -251,6 +251,16 @@ def open_onnx(
 
 
 @_own_signal_stack()
+def openvino_computes_bf16() -> bool:
+    """Whether this CPU has bf16 instructions for OpenVINO to use."""
+    return _computes_bf16(needed("openvino").Core())
+
+
+def _computes_bf16(core: Any) -> bool:
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@_own_signal_stack()
 def open_openvino(
     path: Path, precision: str | None = None, threads: int | None = None
 ) -> tuple[dict[str, Any], str, Runner]:
@@ -264,7 +274,7 @@ def open_openvino(
         core = openvino.Core()
         model = core.read_model(str(path))
         about = _about(model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None, path)
-        able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = _computes_bf16(core)
     except RuntimeError as error:
         raise _unreadable(path, error) from None
     stored = about["precision"]

@@ -230,15 +230,17 @@ def _scaled(attention: Any, query: Tensor, key: Tensor, value: Tensor, beyond: i
         return t.reshape(len(t), -1, heads, t.shape[-1] // heads).transpose(1, 2)
 
     q, k, v = split(query), split(key), split(value)
-    raised = None
+    raised, queries = None, q.shape[2]
     if beyond:
         _, *biases = attention.qkv.bias.to(k.dtype).chunk(3)
         k, v = (
             torch.cat([t, bias.view(1, heads, 1, -1).expand(len(t), -1, -1, -1)], dim=2)
             for t, bias in zip((k, v), biases, strict=True)
         )
-        raised = F.pad(k.new_zeros(1, k.shape[2] - 1), (0, 1), value=math.log(beyond))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=raised, scale=attention.scale)
+        # A row for every query, and never a single one: OpenVINO (2026.4) reads past the end of a single row in bfloat16.
+        q = q if queries > 1 else q.expand(-1, -1, 2, -1)
+        raised = F.pad(k.new_zeros(1, 1, q.shape[2], k.shape[2] - 1), (0, 1), value=math.log(beyond))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=raised, scale=attention.scale)[:, :, :queries]
     return out.transpose(1, 2).reshape(query.shape)
 
 
