@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from mlesam import MLESAM, DataError, ModelConfig, RequestError, Segmenter, Work
 from mlesam.cli import main
 from mlesam.inference import export, formats
 from mlesam.inference.export import FixedSensors, export_model, parse_size, random_scene
-from mlesam.inference.exported import ExportedSegmenter, load_exported
+from mlesam.inference.exported import Exported, ExportedSegmenter, load_exported
 from mlesam.inference.formats import openvino_computes_bf16
 from mlesam.inference.stream import SegmenterStream
 from mlesam.model.calibration import Calibration
@@ -211,6 +213,11 @@ def test_int8_keeps_the_labels(segmenter: Segmenter, tmp_path: Path) -> None:
     )  # fmt: skip
     assert about["checked"]["real"]["equal_labels"] > 0.95
     assert "i8" in (tmp_path / "m.xml").read_text(), "no weight is stored in 8 bits"
+    layers = ElementTree.parse(tmp_path / "m.xml").iter("layer")
+    rounded = " ".join(layer.attrib["name"] for layer in layers if layer.attrib["type"] == "FakeQuantize")
+    assert "blocks" in rounded
+    assert "mask_head" in rounded
+    assert not any(word in rounded for word in ("hypernetworks", "reliability", "routers", "classify"))
     with pytest.raises(RequestError, match="cannot run in fp32"):
         load_exported(tmp_path / "m.xml", precision="fp32")
 
@@ -366,6 +373,21 @@ def test_an_export_that_differs_is_not_written(
     monkeypatch.setattr(export, "convert", wrong)
     with pytest.raises(WorkError, match=r"is not written: on random inputs .*probabilities 0\.\d+"):
         export_model(segmenter, tmp_path / name, format, modalities=["bands"], size=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_is_wrong_on_one_thread_is_not_written(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(path: Path, precision: str | None = None, threads: int | None = None) -> Exported:
+        found = load_exported(path, precision, threads)
+        if threads != 1:
+            return found
+        return dataclasses.replace(found, run=lambda inputs: [-found.run(inputs)[0], found.run(inputs)[1]])
+
+    monkeypatch.setattr(export, "load_exported", wrong)
+    with pytest.raises(WorkError, match=r"is not written: on one thread .*probabilities"):
+        export_model(segmenter, tmp_path / "model.onnx", modalities=["bands"], size=SIZE)
     assert not list(tmp_path.iterdir())
 
 

@@ -65,7 +65,7 @@ def refuse_differences(checked: Mapping[str, Any], tolerance: Tolerance, out: Pa
     """WorkError where an export is not what it was made of. Low precision is judged on real frames where there are some: on noise
     a trained model is nowhere sure."""
     precise = tolerance.largest < 1
-    for what in ("random", "real"):
+    for what, inputs in (("random", "random inputs"), ("real", "real inputs"), ("one_thread", "one thread")):
         found = checked.get(what)
         if found is None or (what == "random" and "real" in checked and not precise):
             continue
@@ -78,7 +78,7 @@ def refuse_differences(checked: Mapping[str, Any], tolerance: Tolerance, out: Pa
         wrong = [f"{name} {found[name]:.3g}" for name, fits in rules if not fits]
         if wrong:
             raise WorkError(
-                f"{out} is not written: on {what} inputs the exported model differs from the run's ({', '.join(wrong)}; allowed "
+                f"{out} is not written: on {inputs} the exported model differs from the run's ({', '.join(wrong)}; allowed "
                 f"are {tolerance.largest:g}, {tolerance.mean:g} and labels {tolerance.labels:g}); choose another precision or "
                 "format."
             )

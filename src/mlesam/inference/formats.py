@@ -32,7 +32,7 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", 
 """What each format needs beside torch; int8 needs ``nncf`` as well."""
 OUTPUTS = ("logits", "weights")
 KEY = "mlesam"
-FLOAT = r".*(preparation|reliability|routers|scorers|stems|classify|hypernetworks)/.*"
+FLOAT = r".*\b(preparation|reliability|routers|scorers|stems|classify|hypernetworks)\b.*"
 """Where int8 stays out: what is small and decides much. Nodes are named after the module that they come from."""
 
 Saver = Callable[[Path, Mapping[str, Any]], None]
