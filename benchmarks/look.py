@@ -3,9 +3,10 @@
 On the procedural world, with models of four sensors that are trained as in recipes/ablation.yaml (three seeds): mIoU on test with
 all sensors; with the two that an early stage chooses (after stage 1 or 2); with the two that the router weighs most once all
 maps are there, which saves nothing; with the two that are best by the frame's own label, which bounds what any choice can
-reach; with the pair that is best on val, the same for every frame; and with two at random. Each frame goes through the trunk
-once, every choice is decoded from that; that a pass which really leaves sensors behind gives the same is a test. Then time:
-random weights of SAM2's sizes, four sensors, one frame, in turns with the pass that computes all.
+reach; with the pair that is best on val, the same for every frame; with two at random; and with a model that was trained on that
+pair and has no other sensors. Each frame goes through the trunk once, every choice is decoded from that; that a pass which really
+leaves sensors behind gives the same is a test. Then time: random weights of SAM2's sizes, four sensors, one frame, in turns with
+the pass that computes all.
 
 Writes ``benchmarks/results/look.json``. Trainings are kept in ``runs/look`` and done once.
 """
@@ -48,9 +49,9 @@ TIMED = (("tiny", 256), ("tiny", 512), ("base_plus", 256))
 SENSORS = {"rgb": 3, "depth": 1, "lidar": 3, "thermal": 1}
 
 
-def trained(folder: Path, seed: str, changes: dict[str, str]) -> Run:
+def trained(folder: Path, seed: str, changes: dict[str, str], name: str = "") -> Run:
     """The run of a seed, trained if it is not there."""
-    path = folder / f"seed{seed}"
+    path = folder / f"{name}seed{seed}"
     if not path.is_dir():
         train(load_recipe(RECIPE, {**changes, "seed": seed}), path, command=command("look"))
     return Run.load(path)
@@ -100,11 +101,10 @@ def choices(run: Run, models: dict[int, MLESAM], split: str) -> dict[str, Any]:
             }
             ways[f"after stage {stage}"] = tuple(sorted(has, key=lambda m: -scores[m])[:KEEP])
         label = sample.label[None]
+        size = label.shape[1], label.shape[2]
         ways["the best two of each frame, its label known"] = min(
             combinations(has, min(KEEP, len(has))),
-            key=lambda pair: balanced_loss(
-                at_size(model.decode(features.select(pair)).logits, tuple(label.shape[-2:])), label
-            ),  # type: ignore[arg-type]
+            key=lambda pair: balanced_loss(at_size(model.decode(features.select(pair)).logits, size), label),
         )
         ways |= {"+".join(pair): pair for pair in pairs if set(pair) & set(has)}
         for name, chosen in ways.items():
@@ -119,6 +119,18 @@ def choices(run: Run, models: dict[int, MLESAM], split: str) -> dict[str, Any]:
         "miou": {name: round(float(mean_iou(matrix.numpy())), 4) for name, matrix in total.items()},
         "picked": picked,
     }
+
+
+@torch.inference_mode()
+def alone(run: Run, split: str) -> float:
+    """mIoU of a run with the sensors that it was trained on."""
+    assert run.recipe.data.dataset is not None
+    model, total = run.load_model(), {}
+    for frame in open_dataset(run.recipe.data.dataset).frames(split):
+        sample = evaluation_sample(read_frame(frame, run.sensors, run.classes), run.sensors, run.recipe.data.resize)
+        assert sample.label is not None
+        note(total, "alone", model, model.encode(Batch.stack([sample])), sample.label, len(run.classes.names))
+    return round(float(mean_iou(total["alone"].numpy())), 4)
 
 
 def run_index(run: Run, modality: str) -> int:
@@ -182,6 +194,8 @@ def main() -> None:
         models = {stage: with_look(run, stage) for stage in STAGES}
         test, val = choices(run, models, "test"), choices(run, models, "val")
         fixed = max((n for n in val["miou"] if "+" in n), key=lambda n: val["miou"][n])
+        pair = {**changes, "data.modalities": f"[{fixed.replace('+', ', ')}]"}
+        test["miou"]["trained on the pair alone"] = alone(trained(options.runs, seed, pair, f"{fixed}-"), "test")
         row = {"seed": int(seed), "fixed_pair": fixed, **test}
         results.append(row)
         say(json.dumps(row))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from mlesam import MLESAM, Batch, ModelConfig, Sample, Segmenter
 from mlesam.cli import main
 from mlesam.model.checkpoints import load_metadata
 from mlesam.model.experts import Segment
+from mlesam.model.features import Features
 from mlesam.model.look import best, seen
 from mlesam.model.run import WEIGHTS, Run
 from mlesam.sample import IGNORE
@@ -72,7 +75,9 @@ def test_the_best_by_their_early_maps_go_on(model: MLESAM) -> None:
     views = seen(maps[model.config.look - 1])
     assert views.shape[1] == 2 * maps[model.config.look - 1].shape[1]
     scores = {m: float(model.looks[m](views[i : i + 1])) for i, m in enumerate(model.modalities)}
-    assert set(model.encode(Batch.of(inputs)).modalities) == set(sorted(scores, key=scores.__getitem__)[-2:])
+    assert set(model.encode(Batch.of(inputs), early=True).modalities) == set(
+        sorted(scores, key=scores.__getitem__)[-2:]
+    )
 
 
 @torch.inference_mode()
@@ -90,6 +95,31 @@ def test_every_frame_chooses_for_itself_and_a_batch_equals_its_frames(model: MLE
             torch.testing.assert_close(together.shares[index], alone.shares[0], atol=1e-5, rtol=0)
     model.unmerge()
     assert ((together.shares.sum(dim=1) > 0).sum(dim=1) == torch.tensor([2, 2, 2, 2, 2, 1])).all()
+
+
+@torch.inference_mode()
+def test_any_part_of_an_encoding_gives_what_it_gives_alone(model: MLESAM) -> None:
+    """Protocols encode a frame once and decode many sets of its sensors: who is left behind depends on the set."""
+    inputs = given(3)
+    samples = [Sample({m: x[i] * (1 + i) for m, x in inputs.items()}, id=str(i)) for i in range(2)]
+    samples.append(Sample({m: inputs[m][2] for m in ("rgb", "lidar", "thermal")}, id="three"))
+    batch = Batch.stack(samples)
+    features = model.encode(batch)
+    assert features.modalities == model.modalities
+    for count in (1, 2, 3, 4):
+        for chosen in combinations(SENSORS, count):
+            if chosen == ("depth",):
+                continue  # the third frame would have nothing
+            alone = model(batch.select(chosen))
+            part = model.decode(features.select(chosen))
+            torch.testing.assert_close(part.logits, alone.logits, atol=1e-5, rtol=0)
+            torch.testing.assert_close(part.shares, alone.shares, atol=1e-5, rtol=0)
+    parts = [model.encode(batch.select(chosen)) for chosen in (("rgb", "depth"), ("lidar", "thermal"))]
+    joined = model.decode(Features.join(parts))
+    torch.testing.assert_close(joined.logits, model(batch).logits, atol=1e-5, rtol=0)
+    trusted = model.decode(features, torch.arange(len(features.levels[0])) / 5)
+    assert ((trusted.shares.sum(dim=1) > 0).sum(dim=1) == 2).all()
+    assert not torch.equal(trusted.shares, model.decode(features).shares), "trust follows its rows"
 
 
 def test_the_best_rows_by_hand() -> None:
@@ -122,13 +152,15 @@ def test_later_stages_see_only_what_is_kept(model: MLESAM) -> None:
 
 def test_nothing_is_left_behind_before_it_is_learned_nor_in_training(model: MLESAM) -> None:
     fresh = MLESAM(SENSORS, 3, ModelConfig(look=1)).eval()
-    assert fresh.encode(Batch.of(given())).modalities == fresh.modalities
+    assert fresh.encode(Batch.of(given()), early=True).modalities == fresh.modalities
     assert not any(p.requires_grad for p in fresh.looks.parameters())
     copied = copy.deepcopy(model).train()
-    assert copied.encode(Batch.of(given())).modalities == copied.modalities
+    assert copied.encode(Batch.of(given()), early=True).modalities == copied.modalities
     again = MLESAM(SENSORS, 3, ModelConfig(rank=4, look=model.config.look)).eval()
     again.load_state_dict(model.state_dict())
-    assert len(again.encode(Batch.of(given())).modalities) == 2, "what was learned is known once it is loaded"
+    assert len(again.encode(Batch.of(given()), early=True).modalities) == 2, (
+        "what was learned is known once it is loaded"
+    )
 
 
 def test_the_fit_finds_the_sensors_that_pay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +214,13 @@ def test_a_training_learns_it_and_a_segmenter_says_who_was_left_out(tmp_path: Pa
     files = {m: str(data / m / "test/test0.png") for m in ("rgb", "depth", "thermal")}
     weights = Segmenter.load(run)(files).weights
     assert sorted(weights.values()) == [0.0, 0.0, 1.0]
+    for protocol, rows in (("subsets", 7), ("emm", 7), ("faults", None)):
+        out = tmp_path / f"{protocol}.json"
+        words = ("--protocol", protocol, "--frames", "2", "--out", str(out))
+        assert main(["evaluate", str(run), *words]) == 0
+        found = json.loads(out.read_text())["results"]
+        assert rows is None or len(found) == rows
+        assert {row["frames"] for row in found} == {2}, "every set of sensors is scored on every frame"
     assert all(isinstance(look, nn.Module) and look.ready for look in Run.load(run).load_model().looks.values())
 
 

@@ -98,9 +98,9 @@ class EntireMissing(Protocol):
         everyone = torch.arange(count, device=one.levels[0].device)
         segments = tuple(Segment(s.modality, i * count, (i + 1) * count) for i, s in enumerate(one.segments))
         levels = tuple(level.repeat_interleave(count, dim=0) for level in one.levels)
-        signs = None if one.signs is None else one.signs.repeat_interleave(count, dim=0)
+        signs, scores = (None if t is None else t.repeat_interleave(count, dim=0) for t in (one.signs, one.scores))
         frames = (everyone,) * len(segments)
-        return replace(one, levels=levels, segments=segments, frames=frames, count=count, signs=signs)
+        return replace(one, levels=levels, segments=segments, frames=frames, count=count, signs=signs, scores=scores)
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return aggregates(rows, len(self.modalities))

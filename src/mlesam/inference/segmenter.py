@@ -219,13 +219,13 @@ class Segmenter:
         return Measured(broken, stored)
 
     @torch.inference_mode()
-    def encode(self, measured: Measured) -> Features:
-        """What the trunk says of every sensor."""
+    def encode(self, measured: Measured, early: bool = False) -> Features:
+        """What the trunk says of every sensor; ``early`` as for :meth:`MLESAM.encode`."""
         sample = evaluation_sample(measured.sample, self.sensors, self.resize)
-        return self.model.encode(Batch.stack([sample]).to(self.device))
+        return self.model.encode(Batch.stack([sample]).to(self.device), early=early)
 
     def _segment(self, measured: Measured) -> Prediction:
-        return self.decode(measured, self.encode(measured))
+        return self.decode(measured, self.encode(measured, early=True))
 
     @torch.inference_mode()
     def decode(self, measured: Measured, features: Features, trust: Tensor | None = None) -> Prediction:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlesam.errors import RequestError
 from mlesam.model.experts import Segment
+from mlesam.model.look import best
 from mlesam.sensors.spec import canonical_order
 
 
@@ -25,6 +26,7 @@ class Features:
         frames: for each segment, (n,) the frame of each row, in rising order.
         count: frames in the batch; size: height and width of the input in pixels.
         signs: (R, 10) statistics of each row's image, where the router looks at its reliability.
+        scores: (R,) what each row promised early, where the model leaves sensors behind (``model.look``) and has not done so yet.
     """
 
     levels: tuple[Tensor, ...]
@@ -33,6 +35,7 @@ class Features:
     count: int
     size: tuple[int, int]
     signs: Tensor | None = None
+    scores: Tensor | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -53,10 +56,20 @@ class Features:
             start += len(index)
         if not segments:
             raise RequestError("no sensor is left; at least one is needed.")
-        index = torch.cat(picked)
+        return self._of_rows(torch.cat(picked), tuple(segments), tuple(frames))
+
+    def _of_rows(self, index: Tensor, segments: tuple[Segment, ...], frames: tuple[Tensor, ...]) -> Features:
         levels = tuple(level.index_select(0, index) for level in self.levels)
-        signs = None if self.signs is None else self.signs[index]
-        return replace(self, levels=levels, segments=tuple(segments), frames=tuple(frames), signs=signs)
+        signs, scores = (None if t is None else t[index] for t in (self.signs, self.scores))
+        return replace(self, levels=levels, segments=segments, frames=frames, signs=signs, scores=scores)
+
+    def promising(self, keep: int) -> tuple[Features, Tensor | None]:
+        """Only each frame's ``keep`` sensors of the highest score, and the rows that these were (None: all)."""
+        if self.scores is None or len(self.segments) <= keep:
+            return replace(self, scores=None), None
+        parts = self.scores.split([s.rows for s in self.segments])
+        rows, segments, frames = best(parts, self.segments, self.frames, self.count, keep)
+        return replace(self._of_rows(rows, segments, frames), scores=None), rows
 
     def covered(self) -> Tensor:
         """(B,) bool: which frames have at least one sensor left."""
@@ -100,6 +113,7 @@ class Features:
                 found.setdefault(segment.modality, []).append((part, segment, owners))
         levels: list[list[Tensor]] = [[] for _ in parts[0].levels]
         signs: list[Tensor] = []
+        scores: list[Tensor] = []
         segments, frames, start = [], [], 0
         for modality in canonical_order(found):
             own = found[modality]
@@ -110,6 +124,8 @@ class Features:
                 joined.append(_picked([p.levels[i][s.start : s.stop] for p, s, _ in own], order))
             if all(p.signs is not None for p, _, _ in own):
                 signs.append(_picked([p.signs[s.start : s.stop] for p, s, _ in own if p.signs is not None], order))
+            if all(p.scores is not None for p, _, _ in own):
+                scores.append(_picked([p.scores[s.start : s.stop] for p, s, _ in own if p.scores is not None], order))
             frames.append(_picked(owners, order))
             segments.append(Segment(modality, start, start + len(frames[-1])))
             start = segments[-1].stop
@@ -119,6 +135,7 @@ class Features:
             segments=tuple(segments),
             frames=tuple(frames),
             signs=torch.cat(signs) if len(signs) == len(found) else None,
+            scores=torch.cat(scores) if len(scores) == len(found) else None,
         )
 
     def select(self, modalities: Iterable[str]) -> Features:

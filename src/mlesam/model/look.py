@@ -70,9 +70,11 @@ def seen(map_RCHW: Tensor) -> Tensor:
 
 
 class Looking:
-    """One pass through a trunk that leaves rows behind on its way.
+    """One pass through a trunk that scores its rows on the way and leaves some behind.
 
     Attributes:
+        early: they are left behind. False: all go on, and whoever decodes them leaves them out.
+        scores: (R,) of all rows, where none was left behind.
         segments, frames: of the rows that are left, as :class:`mlesam.model.features.Features` has them.
         rows: of those that the pass began with; None while all are left.
     """
@@ -86,7 +88,10 @@ class Looking:
         frames: tuple[Tensor, ...],
         count: int,
         projects: Callable[[tuple[Segment, ...]], Project],
+        early: bool,
     ) -> None:
+        self.early = early
+        self.scores: Tensor | None = None
         self.looks, self.stage, self.keep = looks, stage, keep
         self.segments, self.frames, self.count = segments, frames, count
         self.rows: Tensor | None = None
@@ -100,10 +105,13 @@ class Looking:
 
     def after(self, stage: int, map_RCHW: Tensor) -> Tensor | None:
         """What a trunk calls after each stage (from 0): the rows that go on, None for all."""
-        if stage != self.stage - 1 or len(self.segments) <= self.keep:
+        if stage != self.stage - 1 or (self.early and len(self.segments) <= self.keep):
             return None
         parts = seen(map_RCHW).split([s.rows for s in self.segments])
         scores = [self.looks[s.modality](part) for s, part in zip(self.segments, parts, strict=True)]
+        if not self.early:
+            self.scores = torch.cat(scores)
+            return None
         self.rows, self.segments, self.frames = best(scores, self.segments, self.frames, self.count, self.keep)
         self._project = self._projects(self.segments)
         return self.rows

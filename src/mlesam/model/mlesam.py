@@ -242,12 +242,13 @@ class MLESAM(nn.Module):
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.1%})"
 
-    def encode(self, batch: Batch, after: After | None = None) -> Features:
-        """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed; with
-        ``model.look``, those that promise least are not in what comes back, unless the model is being trained.
+    def encode(self, batch: Batch, after: After | None = None, early: bool = False) -> Features:
+        """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed.
 
         Args:
             after: called after each of the trunk's stages, to see its map; all sensors are computed then.
+            early: with ``model.look``, those that promise least are left behind on the way, for who decodes what comes back and
+                no part of it. Without it :meth:`decode` leaves them out, so that any set of sensors gives what it gives alone.
         """
         unknown = [m for m in batch.images if m not in self.modalities]
         if unknown:
@@ -274,13 +275,16 @@ class MLESAM(nn.Module):
         segments_ = tuple(segments)
         frames = tuple(batch.frames[m].to(maps[0].device) for m in present)
         seen = torch.cat(signs) if signs else None
+        scores = None
         projects = (self.merged or self.experts).on
         ready = len(self.looks) and all(self.looks[m].ready for m in present)
         if ready and not self.training and after is None:
             config = self.config
-            pass_ = Looking(self.looks, config.look or 1, config.look_keep, segments_, frames, len(batch), projects)
+            pass_ = Looking(
+                self.looks, config.look or 1, config.look_keep, segments_, frames, len(batch), projects, early
+            )
             levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
-            segments_, frames = pass_.segments, pass_.frames
+            segments_, frames, scores = pass_.segments, pass_.frames, pass_.scores
             seen = seen if seen is None or pass_.rows is None else seen[pass_.rows]
         elif set(present).isdisjoint(self.config.half):
             levels = self.foundation(_stacked(maps), projects(segments_), after)
@@ -288,7 +292,7 @@ class MLESAM(nn.Module):
             levels = self._at_two_sizes(dict(zip(present, maps, strict=True)))
         if self.merged is None or not self.merged.aligned:
             levels = self.aligners(levels, segments_)
-        return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen)
+        return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen, scores)
 
     def _at_two_sizes(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         """The levels of all sensors, those of ``config.half`` from a pass of their own at half the size."""
@@ -351,6 +355,9 @@ class MLESAM(nn.Module):
             trust: (R,) logarithm of a further trust in each row, beside the model's own. None or zeros: no other bits.
         """
         features.check_covered()
+        if features.scores is not None:
+            features, rows = features.promising(self.config.look_keep)
+            trust = trust if trust is None or rows is None else trust[rows]
         fused, shares = [], []
         valid = _valid(features.size)
         own = self.trust(features)
@@ -369,4 +376,4 @@ class MLESAM(nn.Module):
 
     def forward(self, batch: Batch | Mapping[str, Tensor]) -> Output:
         """Segment a batch, or ``{modality: (B, C, H, W)}`` where every frame has every given sensor."""
-        return self.decode(self.encode(batch if isinstance(batch, Batch) else Batch.of(batch)))
+        return self.decode(self.encode(batch if isinstance(batch, Batch) else Batch.of(batch), early=True))
