@@ -15,6 +15,7 @@ from mlesam.data.dataset import Frame
 from mlesam.data.reading import check_sizes
 from mlesam.data.transforms import evaluation_sample
 from mlesam.errors import RequestError, did_you_mean
+from mlesam.inference.compiled import Compiled
 from mlesam.inference.formats import SUFFIXES
 from mlesam.model.calibration import Calibration
 from mlesam.model.features import Features
@@ -70,6 +71,32 @@ class Segmenter:
         self.classes = classes
         self.resize = resize
         self.calibration = calibration
+        self.compiled: Compiled | None = None
+
+    def compile(self, backend: str = "inductor") -> Segmenter:
+        """Compile the model with ``torch.compile``: each set of sensors and each size when it is first seen, which takes a minute
+        or more. On a GPU a pass becomes a CUDA graph. What docs/performance.md says of its use on a CPU: little.
+
+        Raises:
+            RequestError: a model that leaves sensors behind on the way (``model.look``).
+        """
+        self.compiled = Compiled(self.model, backend)
+        return self
+
+    def warm_up(self, size: tuple[int, int], modalities: Iterable[str] | None = None) -> Segmenter:
+        """Compute one frame of average values, so that the first real one is as fast as the rest.
+
+        Args:
+            size: height and width in pixels. modalities: None: all of the model's.
+        """
+        chosen = tuple(self.sensors if modalities is None else modalities)
+        self.check(chosen)
+        images = {
+            m: torch.tensor(self.sensors[m].mean)[:, None, None].expand(self.sensors[m].channels, *size).clone()
+            for m in canonical_order(chosen)
+        }
+        self._segment(Measured(Sample(images, id="warm-up"), {}))
+        return self
 
     @staticmethod
     def load(
@@ -80,6 +107,7 @@ class Segmenter:
         any_foundation: bool = False,
         revision: str | None = None,
         precision: Literal["fp32", "bf16"] | None = None,
+        compile: bool = False,
     ) -> Segmenter:
         """Load a run, an exported adapter directory, an adapter on the Hub (``owner/name``), or an exported model (``.onnx`` or
         ``.xml``, docs/export.md), which takes just the sensors and the size that it was exported for.
@@ -90,6 +118,7 @@ class Segmenter:
             any_foundation: take it even if it is not the one trained on. revision: branch, tag or commit on the Hub.
             precision: ``bf16`` computes in bfloat16 where that is safe: about half the time on processors made for it
                 (docs/performance.md says what it costs in accuracy). None: ``fp32``; of an exported model that of its export.
+            compile: see :meth:`compile`; :meth:`warm_up` does it ahead of the first frame.
 
         Raises:
             RequestError: there is neither, or its foundation is not here. DataError: damaged files, another foundation.
@@ -97,6 +126,8 @@ class Segmenter:
         if Path(path).suffix in SUFFIXES.values():
             from mlesam.inference.exported import ExportedSegmenter, load_exported
 
+            if compile:
+                raise RequestError(f"{path} is an exported model, which cannot be compiled further; leave compile out.")
             return ExportedSegmenter(load_exported(Path(path), precision))
         run = Run.load(path, foundation=foundation, any_foundation=any_foundation, revision=revision)
         resize, calibration = run.recipe.data.resize, run.calibration
@@ -105,7 +136,8 @@ class Segmenter:
         model = run.load_model().merge()
         if precision == "bf16":
             model.compute_in(torch.bfloat16)
-        return Segmenter(model, run.sensors, run.classes, resize, device, calibration)
+        segmenter = Segmenter(model, run.sensors, run.classes, resize, device, calibration)
+        return segmenter.compile() if compile else segmenter
 
     def __call__(
         self,
@@ -225,7 +257,12 @@ class Segmenter:
         return self.model.encode(Batch.stack([sample]).to(self.device), early=early)
 
     def _segment(self, measured: Measured) -> Prediction:
-        return self.decode(measured, self.encode(measured, early=True))
+        if self.compiled is None:
+            return self.decode(measured, self.encode(measured, early=True))
+        sample = evaluation_sample(measured.sample, self.sensors, self.resize)
+        with torch.inference_mode():
+            logits, shares = self.compiled({m: x[None].to(self.device) for m, x in sample.images.items()})
+        return self._prediction(measured, logits, self._weights(measured, shares))
 
     @torch.inference_mode()
     def decode(self, measured: Measured, features: Features, trust: Tensor | None = None) -> Prediction:
@@ -235,9 +272,11 @@ class Segmenter:
             features: what the trunk says of the same sensors. trust: see :meth:`MLESAM.decode`.
         """
         output = self.model.decode(features, trust)
-        shares = output.shares[0].mean(dim=0)
-        columns = {m: self.model.modalities.index(m) for m in measured.sample.images}
-        return self._prediction(measured, output.logits, {m: float(shares[c]) for m, c in columns.items()})
+        return self._prediction(measured, output.logits, self._weights(measured, output.shares))
+
+    def _weights(self, measured: Measured, shares_BLM: Tensor) -> dict[str, float]:
+        shares = shares_BLM[0].mean(dim=0).tolist()
+        return {m: shares[self.model.modalities.index(m)] for m in measured.sample.images}
 
     def _prediction(self, measured: Measured, answer: Tensor, weights: dict[str, float]) -> Prediction:
         """The answer (1, K, h, w), class logits at any size, and each sensor's share as a prediction."""

@@ -209,9 +209,9 @@ class SegmenterStream:
         half_life: float | None = None,
         calibration: str | Path | Rig | None = None,
     ) -> None:
-        if not hasattr(segmenter, "model"):
+        if not hasattr(segmenter, "model") or segmenter.compiled is not None:
             raise RequestError(
-                "an exported model computes all of its sensors at once; give the stream the segmenter of its run."
+                "an exported or compiled model computes all of its sensors at once; give the stream the segmenter of its run."
             )
         self.segmenter = segmenter
         self.memory = SensorMemory(segmenter.model, max_age, half_life)
