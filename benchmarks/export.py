@@ -134,19 +134,24 @@ def accuracy(run: Run, folder: Path) -> list[dict[str, Any]]:
         return float(mean_iou(confusion.numpy()))
 
     own = predicted(Segmenter.load(run.path, device="cpu"))
-    rows = [{"name": "run", "miou": round(score(own), 5), "frames": len(frames)}]
-    for format, precision in FORMS:
-        out = folder / f"run-{format}-{precision}{SUFFIXES[format]}"
-        about = export_run(run, out, format, precision=precision)
-        found = predicted(Segmenter.load(out))
+    rows: list[dict[str, Any]] = [{"name": "run", "miou": round(score(own), 5), "frames": len(frames)}]
+
+    def note(name: str, precision: str, segmenter: Segmenter) -> None:
+        found = predicted(segmenter)
         same = float(np.mean([(a == b).mean() for a, b in zip(own, found, strict=True)]))
         rows.append(
             {
-                "name": f"{format}-{precision}", "precision": about["checked"]["precision"], "miou": round(score(found), 5),
+                "name": name, "precision": precision, "miou": round(score(found), 5),
                 "points_lost": round(100 * (score(own) - score(found)), 3), "equal_labels": round(same, 5),
             }
         )  # fmt: skip
         print(rows[-1], flush=True)
+
+    note("torch-bf16", "bf16", Segmenter.load(run.path, device="cpu", precision="bf16"))
+    for format, precision in FORMS:
+        out = folder / f"run-{format}-{precision}{SUFFIXES[format]}"
+        about = export_run(run, out, format, precision=precision)
+        note(f"{format}-{precision}", about["checked"]["precision"], Segmenter.load(out))
     return rows
 
 
