@@ -66,7 +66,8 @@ def write(path: Path, result: Mapping[str, Any]) -> list[Path]:
     rows = [row for row in result["results"] if "axis" in row]
     for axis in dict.fromkeys(row["axis"] for row in rows):
         plot = path.with_name(f"{path.stem}-{axis}.svg")
-        replace_file(plot, lines(_lines(rows, axis), f"Time of a frame over {axis}", axis, "times the baseline"))
+        unit = "times " + ", ".join(dict.fromkeys(row["baseline"] for row in rows if row["axis"] == axis))
+        replace_file(plot, lines(_lines(rows, axis), f"Time of a frame over {axis}", axis, unit))
         written.append(plot)
     return written
 
