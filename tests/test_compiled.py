@@ -57,6 +57,13 @@ def test_a_warm_up_changes_no_answer() -> None:
         plain.warm_up((40, 64), ["rader"])
 
 
+@torch.inference_mode()
+def test_a_model_may_be_built_in_inference_mode() -> None:
+    """Its weights have no counter of changes, which what is kept of a size asks for."""
+    made = segmenter()
+    np.testing.assert_array_equal(made(scene()).labels, made(scene()).labels)
+
+
 def test_what_cannot_be_compiled_is_refused() -> None:
     with pytest.raises(RequestError, match=r"leaves sensors behind .* which cannot be compiled"):
         segmenter(look=1).compile()

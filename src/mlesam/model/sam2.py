@@ -149,7 +149,8 @@ class Sam2Foundation(Foundation):
         parts = (self.trunk.pos_embed, self.trunk.pos_embed_window)
         if any(p.requires_grad for p in parts) or torch.compiler.is_compiling():
             return self.trunk._get_pos_embed((height, width))
-        key = (height, width, *((p.data_ptr(), p._version, p.dtype, p.device) for p in parts))
+        # Weights made in inference mode count no changes.
+        key = (height, width, *((p.data_ptr(), p.is_inference() or p._version, p.dtype, p.device) for p in parts))
         if self._position is None or self._position[0] != key:
             self._position = key, self.trunk._get_pos_embed((height, width))
         return self._position[1]
