@@ -3,10 +3,10 @@
 On the procedural world, with models of four sensors that are trained as in recipes/ablation.yaml (three seeds): mIoU on test with
 all sensors; with the two that an early stage chooses (after stage 1 or 2); with the two that the router weighs most once all
 maps are there, which saves nothing; with the two that are best by the frame's own label, which bounds what any choice can
-reach; with the pair that is best on val, the same for every frame; with two at random; and with a model that was trained on that
-pair and has no other sensors. Each frame goes through the trunk once, every choice is decoded from that; that a pass which really
-leaves sensors behind gives the same is a test. Then time: random weights of SAM2's sizes, four sensors, one frame, in turns with
-the pass that computes all.
+reach; with the pair that is best on val, the same for every frame; with two at random; with a model that was trained on that pair
+and has no other sensors; and with one in which that pair leads and the other two hand over (``model.look_lead``). Each frame goes
+through the trunk once, every choice of the first model is decoded from that; that a pass which really leaves sensors behind gives
+the same is a test. Then time: random weights of SAM2's sizes, four sensors, one frame, in turns with the pass that computes all.
 
 Writes ``benchmarks/results/look.json``. Trainings are kept in ``runs/look`` and done once.
 """
@@ -196,6 +196,8 @@ def main() -> None:
         fixed = max((n for n in val["miou"] if "+" in n), key=lambda n: val["miou"][n])
         pair = {**changes, "data.modalities": f"[{fixed.replace('+', ', ')}]"}
         test["miou"]["trained on the pair alone"] = alone(trained(options.runs, seed, pair, f"{fixed}-"), "test")
+        lead = {**changes, "model.look": "1", "model.look_keep": str(KEEP), "model.look_lead": pair["data.modalities"]}
+        test["miou"]["the pair leads, the others hand over"] = alone(trained(options.runs, seed, lead, "lead-"), "test")
         row = {"seed": int(seed), "fixed_pair": fixed, **test}
         results.append(row)
         say(json.dumps(row))

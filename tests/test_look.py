@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from conftest import write_dataset
-from mlesam import MLESAM, Batch, ModelConfig, Sample, Segmenter
+from mlesam import MLESAM, Batch, ModelConfig, RequestError, Sample, Segmenter
 from mlesam.cli import main
+from mlesam.inference.stream import SensorMemory
 from mlesam.model.checkpoints import load_metadata
 from mlesam.model.experts import Segment
 from mlesam.model.features import Features
@@ -195,6 +196,99 @@ def test_the_fit_finds_the_sensors_that_pay(monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(p.requires_grad for p in model.looks.parameters())
 
 
+# ---------------------------------------------------------------- sensors that hand over
+
+
+@pytest.fixture(scope="module")
+def led() -> MLESAM:
+    """rgb and thermal go on, depth and lidar hand over what they saw."""
+    torch.manual_seed(0)
+    made = MLESAM(SENSORS, 3, ModelConfig(rank=4, look=1, look_keep=2, look_lead=("rgb", "thermal"))).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.endswith(".b") or name.startswith(("handovers.", "aligners.")):
+                parameter.normal_(std=0.05)
+    return made
+
+
+@torch.inference_mode()
+def test_leaders_go_on_from_the_start_and_get_what_the_others_saw(led: MLESAM) -> None:
+    inputs = given()
+    features = led.encode(Batch.of(inputs), early=True)
+    assert features.modalities == ("rgb", "thermal")
+    blind = led(inputs)
+    changed = led(inputs | {"depth": inputs["depth"] + 1})
+    assert (changed.logits - blind.logits).abs().max() > 1e-3, "a sensor that is left behind has its say"
+    alone = led({m: inputs[m] for m in ("rgb", "thermal")})
+    torch.testing.assert_close(alone.logits, everything(led)({m: inputs[m] for m in ("rgb", "thermal")}).logits)
+    assert led.encode(Batch.of({m: inputs[m] for m in ("depth", "lidar", "rgb")}), early=True).modalities[0] == "rgb"
+
+
+@torch.inference_mode()
+def test_the_sum_that_is_handed_over_by_hand(led: MLESAM) -> None:
+    """After the first stage, by the trunk's own blocks: rgb's map and the projections of depth's and lidar's."""
+    maps: dict[int, Tensor] = {}
+    inputs = given()
+    led.encode(Batch.of(inputs), after=lambda stage, map_: maps.update({stage: map_.clone()}))
+    rows = dict(zip(led.modalities, maps[0], strict=True))
+    given_over = sum(
+        torch.einsum("oc,chw->ohw", led.handovers[m].weight, rows[m])  # type: ignore[arg-type]
+        for m in ("depth", "lidar")
+    )
+    second = led.foundation.trunk.blocks[1]  # type: ignore[union-attr,index]
+    seen_by: list[Tensor] = []
+    hook = second.register_forward_pre_hook(lambda m, args: seen_by.append(args[0]))  # type: ignore[union-attr]
+    norm = second.layer_norm1.register_forward_pre_hook(lambda m, args: seen_by.append(args[0]))  # type: ignore[union-attr]
+    led.encode(Batch.of(inputs), early=True)
+    hook.remove(), norm.remove()
+    for row, modality in enumerate(("rgb", "thermal")):
+        torch.testing.assert_close(seen_by[0][row].permute(2, 0, 1), rows[modality] + given_over, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_parts_of_what_is_handed_over_are_what_they_are_alone(led: MLESAM) -> None:
+    inputs = given(3)
+    samples = [Sample({m: x[i] * (1 + i) for m, x in inputs.items()}, id=str(i)) for i in range(2)]
+    samples.append(Sample({m: inputs[m][2] for m in ("rgb", "lidar", "thermal")}, id="three"))
+    batch = Batch.stack(samples)
+    features = led.encode(batch)
+    for chosen in [c for count in (1, 2, 3, 4) for c in combinations(SENSORS, count) if c != ("depth",)]:
+        part, alone = led.decode(features.select(chosen)), led(batch.select(chosen))
+        torch.testing.assert_close(part.logits, alone.logits, atol=1e-5, rtol=0)
+    parts = [led.encode(batch.select(chosen)) for chosen in (("rgb", "depth"), ("lidar", "thermal"))]
+    torch.testing.assert_close(led.decode(Features.join(parts)).logits, led(batch).logits, atol=1e-5, rtol=0)
+    for index, sample in enumerate(samples):
+        torch.testing.assert_close(led(batch).logits[index], led(Batch.stack([sample])).logits[0], atol=1e-5, rtol=0)
+    with pytest.raises(RequestError, match="cannot be trusted one by one"):
+        led.decode(features, torch.zeros(11))
+    with pytest.raises(RequestError, match="cannot stand in for later frames"):
+        SensorMemory(led)
+
+
+def test_a_training_with_leaders_teaches_what_is_handed_over(tmp_path: Path) -> None:
+    data, run = write_dataset(tmp_path / "data"), tmp_path / "run"
+    words = ["--model.rank", "2", "--data.crop", "64", "--data.workers", "0", "--training.batch", "2", "--steps", "4"]
+    words += [
+        "--model.look",
+        "1",
+        "--model.look_keep",
+        "2",
+        "--model.look_lead",
+        "[rgb, thermal]",
+        "--data.faults",
+        "0.5",
+    ]
+    assert main(["train", "--data", f"folder:{data}", "--out", str(run), *words]) == 0
+    model = Run.load(run).load_model()
+    assert model.handovers["depth"].weight.any(), "depth is left behind in most frames and learns to hand over"
+    for protocol in ("subsets", "emm", "faults"):
+        out = tmp_path / f"{protocol}.json"
+        assert main(["evaluate", str(run), "--protocol", protocol, "--frames", "2", "--out", str(out)]) == 0
+        assert {row["frames"] for row in json.loads(out.read_text())["results"]} == {2}
+    files = {m: str(data / m / "test/test0.png") for m in ("rgb", "depth", "thermal")}
+    assert Segmenter.load(run)(files).labels.any()
+
+
 def test_the_balanced_loss_by_hand() -> None:
     logits = torch.randn(1, 3, 2, 4)
     label = torch.tensor([[[0, 0, 0, 0], [0, 2, IGNORE, 2]]])
@@ -229,6 +323,7 @@ def test_a_training_learns_it_and_a_segmenter_says_who_was_left_out(tmp_path: Pa
     [
         (("--model.look", "0"), "model.look is 0, but it must be null, or a stage from 1 to 3"),
         (("--model.look_keep", "0"), "model.look_keep is 0, but it must be at least 1"),
+        (("--model.look_lead", "[rgb]"), "empty, or come with model.look and name at most model.look_keep sensors"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

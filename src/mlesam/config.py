@@ -109,6 +109,9 @@ class ModelConfig:
     promise most; the others cost no more. Learned after the training. None: all are computed."""
     look_keep: int = 2
     """Sensors of a frame that go on, where there are more."""
+    look_lead: tuple[str, ...] = ()
+    """Sensors that go on as a rule. The training gets used to it, and the others hand what they saw early over to those that go
+    on. Empty: all sensors are trained alike, and what is left behind is lost."""
     rescale: bool = True
     """Bring each fused map to the level of the sensors' own maps, which a mean of them falls short of. False: as in the paper."""
     combine: Literal["logits", "probabilities", "mask", "pyramid"] = "logits"
@@ -192,6 +195,11 @@ def check_ranges(recipe: Recipe) -> None:
         ("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1"),
         ("model.look", model.look, model.look is None or 1 <= model.look <= 3, "null, or a stage from 1 to 3"),
         ("model.look_keep", model.look_keep, model.look_keep >= 1, "at least 1"),
+        (
+            "model.look_lead", list(model.look_lead),
+            not model.look_lead or (model.look is not None and len(model.look_lead) <= model.look_keep),
+            "empty, or come with model.look and name at most model.look_keep sensors",
+        ),
         ("model.half", list(model.half), not model.half or model.look is None, "empty where model.look chooses sensors"),
         ("model.top_k", model.top_k, model.top_k is None or model.top_k >= 1, "null or at least 1"),
         (

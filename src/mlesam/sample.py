@@ -184,6 +184,20 @@ class Batch:
         broken = None if self.broken is None else self.broken.each(Tensor.pin_memory)
         return replace(self, images={m: t.pin_memory() for m, t in self.images.items()}, labels=labels, broken=broken)
 
+    def keep(self, rows: Mapping[str, Tensor]) -> Batch:
+        """Only these rows: ``{modality: (n,) bool}`` over each sensor's rows. Sensors left out are absent."""
+        left = [m for m in self.images if m in rows and bool(rows[m].any())]
+        images, frames = ({m: own[m][rows[m]] for m in left} for own in (self.images, self.frames))
+        return replace(self, images=images, frames=frames)
+
+    def with_broken(self) -> Batch:
+        """With the broken sensors in the place of the sound ones."""
+        images = dict(self.images)
+        for modality, own in (self.broken.images if self.broken else {}).items():
+            at = torch.isin(self.frames[modality], self.broken.frames[modality])  # type: ignore[union-attr]
+            images[modality] = images[modality].index_put((torch.nonzero(at)[:, 0],), own)
+        return replace(self, images=images, broken=None)
+
     def select(self, modalities: Iterable[str]) -> Batch:
         """The batch with only these sensors (absent ones are no error: a frame may lack them)."""
         keep = [m for m in self.images if m in set(modalities)]

@@ -209,7 +209,8 @@ def cases(setting: Setting) -> list[Case]:
     trunk_merged = Subject(
         "trunk-merged", "trunk and neck with merged experts, fp32", partial(with_experts, merged=True)
     )
-    early = Subject("early-k2", "two sensors go on after stage 1, fp32", partial(whole, look=1, look_keep=2))
+    lead = {"look": 1, "look_keep": 2, "look_lead": tuple(setting.channels)[:2]}
+    early = Subject("early-k2", "two sensors go on after stage 1, the others hand over, fp32", partial(whole, **lead))
     paper = Subject("paper", "the whole without aligners, rescaling and reliability, fp32", partial(whole, **PAPER))
     found = [
         Case("whole-fp32", ours, NAIVE["fp32"], (HAND,), tolerance=fp32),

@@ -95,12 +95,15 @@ class EntireMissing(Protocol):
             one = {m: image.new_zeros(1, model.channels[m], *batch.size) for m in self.modalities}
             self._zeros[seen] = model.encode(Batch.of(one))
         one, count = self._zeros[seen], len(batch)
-        everyone = torch.arange(count, device=one.levels[0].device)
+        everyone = torch.arange(count, device=one.frames[0].device)
         segments = tuple(Segment(s.modality, i * count, (i + 1) * count) for i, s in enumerate(one.segments))
         levels = tuple(level.repeat_interleave(count, dim=0) for level in one.levels)
         signs, scores = (None if t is None else t.repeat_interleave(count, dim=0) for t in (one.signs, one.scores))
         frames = (everyone,) * len(segments)
-        return replace(one, levels=levels, segments=segments, frames=frames, count=count, signs=signs, scores=scores)
+        images = None if one.images is None else tuple(x.repeat_interleave(count, dim=0) for x in one.images)
+        return replace(
+            one, levels=levels, segments=segments, frames=frames, count=count, signs=signs, scores=scores, images=images
+        )
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return aggregates(rows, len(self.modalities))

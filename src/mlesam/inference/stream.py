@@ -61,6 +61,11 @@ class SensorMemory:
         max_age: float | Mapping[str, float | None] | None = MAX_AGE,
         half_life: float | None = None,
     ) -> None:
+        if len(model.handovers):
+            raise RequestError(
+                "what a sensor of this model gives depends on the others of its frame (model.look_lead), so it cannot stand in "
+                "for later frames; use a model without it."
+            )
         limits = max_age if isinstance(max_age, Mapping) else dict.fromkeys(model.modalities, max_age)
         for modality, limit in limits.items():
             if modality not in model.modalities:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mlesam.errors import RequestError
 from mlesam.model.experts import Segment
 from mlesam.model.look import best
+from mlesam.sample import Batch
 from mlesam.sensors.spec import canonical_order
 
 
@@ -27,6 +28,8 @@ class Features:
         count: frames in the batch; size: height and width of the input in pixels.
         signs: (R, 10) statistics of each row's image, where the router looks at its reliability.
         scores: (R,) what each row promised early, where the model leaves sensors behind (``model.look``) and has not done so yet.
+        images: of each segment, (n, C, H, W), where sensors hand over to each other (``model.look_lead``): what one gives depends
+            on its company, so nothing is computed, and there are no levels, before it is known who is decoded together.
     """
 
     levels: tuple[Tensor, ...]
@@ -36,6 +39,7 @@ class Features:
     size: tuple[int, int]
     signs: Tensor | None = None
     scores: Tensor | None = None
+    images: tuple[Tensor, ...] | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -43,8 +47,8 @@ class Features:
 
     def keep(self, rows: Mapping[str, Tensor]) -> Features:
         """Only these rows: ``{modality: (n,) bool}`` over each segment's rows. Sensors left out are absent."""
-        picked, segments, frames, start = [], [], [], 0
-        for segment, owners in zip(self.segments, self.frames, strict=True):
+        picked, segments, frames, images, start = [], [], [], [], 0
+        for place, (segment, owners) in enumerate(zip(self.segments, self.frames, strict=True)):
             if segment.modality not in rows:
                 continue
             index = torch.nonzero(rows[segment.modality], as_tuple=True)[0]
@@ -52,11 +56,13 @@ class Features:
                 continue
             picked.append(index + segment.start)
             frames.append(owners[index])
+            images += [] if self.images is None else [self.images[place][index]]
             segments.append(Segment(segment.modality, start, start + len(index)))
             start += len(index)
         if not segments:
             raise RequestError("no sensor is left; at least one is needed.")
-        return self._of_rows(torch.cat(picked), tuple(segments), tuple(frames))
+        kept = self._of_rows(torch.cat(picked), tuple(segments), tuple(frames))
+        return replace(kept, images=None if self.images is None else tuple(images))
 
     def _of_rows(self, index: Tensor, segments: tuple[Segment, ...], frames: tuple[Tensor, ...]) -> Features:
         levels = tuple(level.index_select(0, index) for level in self.levels)
@@ -66,14 +72,21 @@ class Features:
     def promising(self, keep: int) -> tuple[Features, Tensor | None]:
         """Only each frame's ``keep`` sensors of the highest score, and the rows that these were (None: all)."""
         if self.scores is None or len(self.segments) <= keep:
-            return replace(self, scores=None), None
+            return self if self.scores is None else replace(self, scores=None), None
         parts = self.scores.split([s.rows for s in self.segments])
         rows, segments, frames = best(parts, self.segments, self.frames, self.count, keep)
         return replace(self._of_rows(rows, segments, frames), scores=None), rows
 
+    def batch(self) -> Batch:
+        """What is yet to be computed."""
+        assert self.images is not None
+        names = self.modalities
+        own = dict(zip(names, self.images, strict=True)), dict(zip(names, self.frames, strict=True))
+        return Batch(*own, tuple(map(str, range(self.count))))
+
     def covered(self) -> Tensor:
         """(B,) bool: which frames have at least one sensor left."""
-        seen = torch.zeros(self.count, dtype=torch.bool, device=self.levels[0].device)
+        seen = torch.zeros(self.count, dtype=torch.bool, device=self.frames[0].device)
         for owners in self.frames:
             seen[owners] = True
         return seen
@@ -98,8 +111,8 @@ class Features:
 
     def apart(self) -> Features:
         """Every row as a frame of its own: each sensor alone, all of them decoded at once."""
-        rows = len(self.levels[0])
-        frames = torch.arange(rows, device=self.levels[0].device).split([s.rows for s in self.segments])
+        rows = self.segments[-1].stop
+        frames = torch.arange(rows, device=self.frames[0].device).split([s.rows for s in self.segments])
         return replace(self, frames=tuple(frames), count=rows)
 
     @staticmethod
@@ -114,6 +127,7 @@ class Features:
         levels: list[list[Tensor]] = [[] for _ in parts[0].levels]
         signs: list[Tensor] = []
         scores: list[Tensor] = []
+        images: list[Tensor] = []
         segments, frames, start = [], [], 0
         for modality in canonical_order(found):
             own = found[modality]
@@ -126,6 +140,8 @@ class Features:
                 signs.append(_picked([p.signs[s.start : s.stop] for p, s, _ in own if p.signs is not None], order))
             if all(p.scores is not None for p, _, _ in own):
                 scores.append(_picked([p.scores[s.start : s.stop] for p, s, _ in own if p.scores is not None], order))
+            held = [p.images[p.segments.index(s)] for p, s, _ in own if p.images is not None]
+            images += [_picked(held, order)] if held else []
             frames.append(_picked(owners, order))
             segments.append(Segment(modality, start, start + len(frames[-1])))
             start = segments[-1].stop
@@ -136,6 +152,7 @@ class Features:
             frames=tuple(frames),
             signs=torch.cat(signs) if len(signs) == len(found) else None,
             scores=torch.cat(scores) if len(scores) == len(found) else None,
+            images=tuple(images) if images else None,
         )
 
     def select(self, modalities: Iterable[str]) -> Features:
@@ -144,7 +161,7 @@ class Features:
         if wanted >= set(self.modalities):
             return self
         rows = {
-            s.modality: torch.ones(s.stop - s.start, dtype=torch.bool, device=self.levels[0].device)
+            s.modality: torch.ones(s.stop - s.start, dtype=torch.bool, device=self.frames[0].device)
             for s in self.segments
             if s.modality in wanted
         }

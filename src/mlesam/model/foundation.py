@@ -31,9 +31,9 @@ from mlesam.model.hub import fetch_folder, is_hub_id
 
 LEVEL_STRIDES = (4, 8, 16)
 PROJECTIONS = ("q", "k", "v", "proj", "mlp_in", "mlp_out")
-After = Callable[[int, Tensor], Tensor | None]
+After = Callable[[int, Tensor], tuple[Tensor, Tensor] | None]
 """Called after each of the four stages with its number (from 0) and its map (R, C, H, W). What it returns are the rows that go
-on; None: all."""
+on and their maps, from which the pass goes on; None: all as they are."""
 FAMILIES = {"sam2": "Segment Anything Model 2", "swin": "Swin Transformer"}
 """What the foundations of each family are called."""
 MODEL_TYPES = {"sam2": "sam2", "sam2_video": "sam2", "swin": "swin"}
@@ -92,7 +92,7 @@ class Foundation(nn.Module, ABC):
         Args:
             images_RCHW: (R, 3, H, W), sides multiples of ``stride``, rows of one sensor side by side.
             project: computes each projection that an expert may add to; without it the foundation runs alone.
-            after: called after each stage; may leave rows behind.
+            after: called after each stage; may leave rows behind and change the others.
 
         Returns:
             Maps (R, C, H / s, W / s) for the strides 4, 8 and 16.

@@ -22,17 +22,17 @@ class Look(nn.Module):
     """How much a sensor promises, by the mean and spread of each channel of its early map.
 
     Args:
-        width: channels of the map.
+        width: channels of the map. start: score to begin with, which counts at once; None: it counts once it is fitted.
 
     Attributes:
-        ready: it was fitted, here or before it was loaded. Until then nothing is left behind.
+        ready: it counts. Until then nothing is left behind.
     """
 
     mean: Tensor
     std: Tensor
     fitted: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, start: float | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2 * width))
         self.register_buffer("std", torch.ones(2 * width))
@@ -40,9 +40,11 @@ class Look(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 * width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
         last = cast(nn.Linear, self.layers[2])
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        nn.init.constant_(last.bias, start or 0.0)  # type: ignore[arg-type]
         self.requires_grad_(False)  # learned by itself, after the training
-        self.ready = False
+        if start is not None:
+            self.fitted.fill_(1.0)
+        self.ready = start is not None
         self.register_load_state_dict_post_hook(_note_ready)
 
     def fit_scale(self, seen_RS: Tensor) -> None:
@@ -62,6 +64,19 @@ def _note_ready(look: nn.Module, keys: object) -> None:
     look.ready = bool(look.fitted)  # once, and not in every pass, where a device would be waited for
 
 
+class Handover(nn.Linear):
+    """What a sensor that is left behind gives to each of its frame's sensors that go on: a 1x1 projection of its early map,
+    which is added to theirs. Starts at zero, as if nothing were handed over.
+
+    Args:
+        width: channels of the map.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, bias=False)
+        nn.init.zeros_(self.weight)
+
+
 def seen(map_RCHW: Tensor) -> Tensor:
     """(R, 2 C) float32: mean and standard deviation of each channel."""
     x = map_RCHW.detach().float()
@@ -71,6 +86,9 @@ def seen(map_RCHW: Tensor) -> Tensor:
 
 class Looking:
     """One pass through a trunk that scores its rows on the way and leaves some behind.
+
+    Args:
+        given: scores of each segment's rows in the place of the looks'.
 
     Attributes:
         early: they are left behind. False: all go on, and whoever decodes them leaves them out.
@@ -89,8 +107,10 @@ class Looking:
         count: int,
         projects: Callable[[tuple[Segment, ...]], Project],
         early: bool,
+        handovers: nn.ModuleDict,
+        given: Sequence[Tensor] | None = None,
     ) -> None:
-        self.early = early
+        self.early, self.handovers, self.given = early, handovers, given
         self.scores: Tensor | None = None
         self.looks, self.stage, self.keep = looks, stage, keep
         self.segments, self.frames, self.count = segments, frames, count
@@ -103,18 +123,39 @@ class Looking:
         """The :data:`Project` of the rows that are left."""
         return self._project(index, names, x, weight, bias)
 
-    def after(self, stage: int, map_RCHW: Tensor) -> Tensor | None:
-        """What a trunk calls after each stage (from 0): the rows that go on, None for all."""
+    def after(self, stage: int, map_RCHW: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What a trunk calls after each stage (from 0): the rows that go on and their maps, None for all as they are."""
         if stage != self.stage - 1 or (self.early and len(self.segments) <= self.keep):
             return None
-        parts = seen(map_RCHW).split([s.rows for s in self.segments])
-        scores = [self.looks[s.modality](part) for s, part in zip(self.segments, parts, strict=True)]
+        scores = self.given or self._scores(map_RCHW)
         if not self.early:
-            self.scores = torch.cat(scores)
+            self.scores = torch.cat(list(scores))
             return None
-        self.rows, self.segments, self.frames = best(scores, self.segments, self.frames, self.count, self.keep)
+        before, owners = self.segments, self.frames
+        self.rows, self.segments, self.frames = best(scores, before, owners, self.count, self.keep)
         self._project = self._projects(self.segments)
-        return self.rows
+        kept = map_RCHW[self.rows]
+        if len(self.handovers):
+            kept = kept + self._handed(map_RCHW, before, owners)[torch.cat(self.frames)]
+        return self.rows, kept
+
+    def _scores(self, map_RCHW: Tensor) -> list[Tensor]:
+        parts = seen(map_RCHW).split([s.rows for s in self.segments])
+        return [self.looks[s.modality](part) for s, part in zip(self.segments, parts, strict=True)]
+
+    def _handed(self, map_RCHW: Tensor, segments: Sequence[Segment], frames: Sequence[Tensor]) -> Tensor:
+        """(B, C, H, W), of each frame what those that are left behind hand over."""
+        assert self.rows is not None
+        behind = torch.ones(len(map_RCHW), dtype=torch.bool, device=map_RCHW.device)
+        behind[self.rows] = False
+        channels_last = map_RCHW.permute(0, 2, 3, 1)
+        handed = channels_last.new_zeros(self.count, *channels_last.shape[1:])
+        for segment, own in zip(segments, frames, strict=True):
+            left = torch.nonzero(behind[segment.start : segment.stop])[:, 0]
+            if len(left):
+                given = self.handovers[segment.modality](channels_last[segment.start + left])
+                handed = handed.index_add(0, own[left], given)
+        return handed.permute(0, 3, 1, 2)
 
 
 def best(

@@ -18,7 +18,7 @@ from mlesam.model.experts import SHARED, Experts, Segment
 from mlesam.model.features import Features
 from mlesam.model.foundation import LEVEL_STRIDES, After, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
-from mlesam.model.look import Look, Looking
+from mlesam.model.look import Handover, Look, Looking
 from mlesam.model.merged import Merged
 from mlesam.model.reliability import Reliability, agreement, answer_signs, frame_signs
 from mlesam.model.router import Router
@@ -82,8 +82,9 @@ def _stacked(parts: list[Tensor]) -> Tensor:
 
 
 def belongs_to(name: str, modality: str) -> bool:
-    """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner, scorers, reliability or look."""
-    parts = ("stems", "experts", "aligners", "reliability", "looks")
+    """Whether a tensor of a model is one sensor's own: of its stem, expert, aligner, scorers, reliability, look or
+    handover."""
+    parts = ("stems", "experts", "aligners", "reliability", "looks", "handovers")
     return name.startswith(tuple(f"{part}.{modality}." for part in parts)) or f".scorers.{modality}." in name
 
 
@@ -141,9 +142,10 @@ class MLESAM(nn.Module):
                     f"a sensor cannot be called {modality!r}: names have no dot and are no attribute of torch.nn.Module, nor "
                     "'all'; rename it."
                 )
-        for modality in config.half:
-            if modality not in sensors:
-                raise RequestError(f"model.half names {modality!r}{did_you_mean(modality, sensors)}")
+        for field, named in (("half", config.half), ("look_lead", config.look_lead)):
+            for modality in named:
+                if modality not in sensors:
+                    raise RequestError(f"model.{field} names {modality!r}{did_you_mean(modality, sensors)}")
         self.config = config
         self.modalities = canonical_order(sensors)
         self.channels = {m: int(sensors[m]) for m in self.modalities}
@@ -163,9 +165,10 @@ class MLESAM(nn.Module):
         weighed = self.modalities if config.reliability and len(self.modalities) > 1 else ()
         self.reliability = nn.ModuleDict({m: Reliability() for m in weighed})
         looking = self.modalities if config.look is not None and len(self.modalities) > config.look_keep else ()
-        self.looks = nn.ModuleDict(
-            {m: Look(self.foundation.lateral((config.look or 1) - 1)[0].shape[1]) for m in looking}
-        )
+        early = self.foundation.lateral((config.look or 1) - 1)[0].shape[1]
+        starts = {m: float(m in config.look_lead) if config.look_lead else None for m in looking}
+        self.looks = nn.ModuleDict({m: Look(early, start) for m, start in starts.items()})
+        self.handovers = nn.ModuleDict({m: Handover(early) for m in looking if config.look_lead})
         if config.mask_decoder == "freeze":
             if loaded.decoder_is_drawn:
                 raise RequestError(
@@ -221,6 +224,7 @@ class MLESAM(nn.Module):
             self.aligners,
             self.mask_head,
             self.pyramid_head,
+            self.handovers,
             self.merged,
         ):
             if part is not None:
@@ -242,13 +246,20 @@ class MLESAM(nn.Module):
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.1%})"
 
-    def encode(self, batch: Batch, after: After | None = None, early: bool = False) -> Features:
+    def encode(
+        self,
+        batch: Batch,
+        after: After | None = None,
+        early: bool = False,
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> Features:
         """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed.
 
         Args:
             after: called after each of the trunk's stages, to see its map; all sensors are computed then.
             early: with ``model.look``, those that promise least are left behind on the way, for who decodes what comes back and
                 no part of it. Without it :meth:`decode` leaves them out, so that any set of sensors gives what it gives alone.
+            scores: ``{modality: (n,)}``, to choose by in the place of what the model sees; sensors are left behind early then.
         """
         unknown = [m for m in batch.images if m not in self.modalities]
         if unknown:
@@ -274,17 +285,21 @@ class MLESAM(nn.Module):
             start += len(image)
         segments_ = tuple(segments)
         frames = tuple(batch.frames[m].to(maps[0].device) for m in present)
+        early = early or scores is not None
+        if len(self.handovers) and not (early or self.training or after):
+            images = tuple(batch.images[m] for m in present)
+            return Features((), segments_, frames, len(batch), (height, width), images=images)
         seen = torch.cat(signs) if signs else None
-        scores = None
+        promised = None
         projects = (self.merged or self.experts).on
         ready = len(self.looks) and all(self.looks[m].ready for m in present)
-        if ready and not self.training and after is None:
-            config = self.config
-            pass_ = Looking(
-                self.looks, config.look or 1, config.look_keep, segments_, frames, len(batch), projects, early
-            )
+        if ready and after is None and (not self.training or scores is not None):
+            stage, keep = self.config.look or 1, self.config.look_keep
+            given = None if scores is None else [scores[m] for m in present]
+            rows = segments_, frames, len(batch)
+            pass_ = Looking(self.looks, stage, keep, *rows, projects, early, self.handovers, given)
             levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
-            segments_, frames, scores = pass_.segments, pass_.frames, pass_.scores
+            segments_, frames, promised = pass_.segments, pass_.frames, pass_.scores
             seen = seen if seen is None or pass_.rows is None else seen[pass_.rows]
         elif set(present).isdisjoint(self.config.half):
             levels = self.foundation(_stacked(maps), projects(segments_), after)
@@ -292,7 +307,7 @@ class MLESAM(nn.Module):
             levels = self._at_two_sizes(dict(zip(present, maps, strict=True)))
         if self.merged is None or not self.merged.aligned:
             levels = self.aligners(levels, segments_)
-        return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen, scores)
+        return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen, promised)
 
     def _at_two_sizes(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         """The levels of all sensors, those of ``config.half`` from a pass of their own at half the size."""
@@ -329,6 +344,22 @@ class MLESAM(nn.Module):
                 f"{modality} is {found} pixels, but another sensor is {size[1]}x{size[0]}; align them first."
             )
 
+    def chosen(self, features: Features, trust: Tensor | None = None) -> tuple[Features, Tensor | None]:
+        """What of ``features`` is fused, with its rows' trust: what ``model.look`` leaves behind in this company is not.
+
+        Raises:
+            RequestError: a trust in sensors that hand over to each other.
+        """
+        features.check_covered()
+        if features.images is not None:
+            if trust is not None:
+                raise RequestError(
+                    "sensors that hand over to each other (model.look_lead) cannot be trusted one by one."
+                )
+            return self.encode(features.batch(), early=True), None
+        features, rows = features.promising(self.config.look_keep)
+        return features, trust if trust is None or rows is None else trust[rows]
+
     def signs(self, features: Features) -> Tensor:
         """(R, S) what is seen of each row's reliability, in the company that the frame has in ``features``."""
         if features.signs is None:
@@ -354,10 +385,7 @@ class MLESAM(nn.Module):
         Args:
             trust: (R,) logarithm of a further trust in each row, beside the model's own. None or zeros: no other bits.
         """
-        features.check_covered()
-        if features.scores is not None:
-            features, rows = features.promising(self.config.look_keep)
-            trust = trust if trust is None or rows is None else trust[rows]
+        features, trust = self.chosen(features, trust)
         fused, shares = [], []
         valid = _valid(features.size)
         own = self.trust(features)

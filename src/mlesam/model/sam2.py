@@ -138,10 +138,11 @@ class Sam2Foundation(Foundation):
             x_RHWC = self.run(run_block, block, x_RHWC, index, project)
             if index in ends:
                 outputs.append(x_RHWC)
-                rows = None if after is None else after(len(outputs) - 1, x_RHWC.permute(0, 3, 1, 2))
-                if rows is not None:
-                    outputs = [output[rows] for output in outputs]
-                    x_RHWC = outputs[-1]
+                left = None if after is None else after(len(outputs) - 1, x_RHWC.permute(0, 3, 1, 2))
+                if left is not None:
+                    rows, kept = left
+                    x_RHWC = kept.permute(0, 2, 3, 1)
+                    outputs = [*(output[rows] for output in outputs[:-1]), x_RHWC]
         return outputs
 
     def position_embedding(self, height: int, width: int) -> Tensor:

@@ -142,9 +142,13 @@ class SwinFoundation(Foundation):
         for stage in self.trunk.encoder.layers:
             x, output = self.run(_run_stage, stage, x, size, project)
             outputs.append(output)
-            rows = None if after is None else after(len(outputs) - 1, output)
-            if rows is not None:
-                outputs, x = [output[rows] for output in outputs], x[rows]
+            left = None if after is None else after(len(outputs) - 1, output)
+            if left is not None:
+                rows, kept = left
+                outputs = [*(output[rows] for output in outputs[:-1]), kept]
+                x = kept.flatten(2).transpose(1, 2)
+                merging: Any = stage.downsample
+                x = x if merging is None else merging(x, size)
             size = (size[0] // 2, size[1] // 2)
         return outputs
 

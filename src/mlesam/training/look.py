@@ -135,11 +135,16 @@ def _prices(model: MLESAM, sample: Sample, keep: int) -> Known | None:
         if model.config.look is not None and stage == model.config.look - 1:
             early.append(seen(map_RCHW))
 
-    features = model.encode(Batch.stack([sample]).to(device), after=note)
+    batch = Batch.stack([sample]).to(device)
+    features = model.encode(batch, after=note)
     label = sample.label[None].to(device)
     losses = {}
+    nothing = {m: torch.zeros(1, device=device) for m in features.modalities}
     for chosen in combinations(features.modalities, keep):
-        logits = at_size(model.decode(features.select(chosen)).logits, tuple(label.shape[-2:]))  # type: ignore[arg-type]
+        own = features.select(chosen)
+        if len(model.handovers):  # what those hand over that are left behind depends on who goes on
+            own = model.encode(batch, scores={m: (x + float(m in chosen)) for m, x in nothing.items()})
+        logits = at_size(model.decode(own).logits, tuple(label.shape[-2:]))  # type: ignore[arg-type]
         losses[chosen] = balanced_loss(logits, label)
     least = min(losses.values())
     views = {s.modality: early[0][s.start].cpu().clone() for s in features.segments}

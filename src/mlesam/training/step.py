@@ -27,12 +27,21 @@ class Step(nn.Module):
         self.model = model
         self.config = config
 
-    def forward(self, batch: Batch, subsets: Sequence[Mapping[str, Tensor]] = ()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        batch: Batch,
+        subsets: Sequence[Mapping[str, Tensor]] = (),
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Losses of the full-sensor pass, of passes that keep the rows in each of ``subsets`` alone, and of one with the sensors
-        that are broken in the place of the sound ones."""
+        that are broken in the place of the sound ones.
+
+        Args:
+            scores: ``{modality: (n,)}`` of the batch's rows, by which sensors go on in a model with ``model.look_lead``.
+        """
         assert batch.labels is not None
         config, labels = self.config, batch.labels
-        features = self.model.encode(batch)
+        features = self.model.encode(batch, scores=scores)
         full = self.model.decode(features)
         partial = [self.model.decode(features.keep(rows)) for rows in subsets]
         if batch.broken is not None:

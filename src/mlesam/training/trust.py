@@ -127,6 +127,9 @@ def _note(
         count = int(rng.integers(2, len(present) + 1))
         drawn = [present[i] for i in rng.permutation(len(present))]
         features = features.select([*broken, *(m for m in drawn if m not in broken)][:count])
+    features, _ = model.chosen(features)
+    if len(features.segments) < 2:
+        return  # nothing is left to be weighed against
     signs = model.signs(features).float().cpu()
     for segment in features.segments:
         if segment.modality in known:
