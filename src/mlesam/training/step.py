@@ -41,7 +41,7 @@ class Step(nn.Module):
         """
         assert batch.labels is not None
         config, labels = self.config, batch.labels
-        features = self.model.encode(batch, scores=scores)
+        features = self.model.encode(batch) if scores is None else self.model.encode(batch, scores=scores)
         full = self.model.decode(features)
         partial = [self.model.decode(features.keep(rows)) for rows in subsets]
         if batch.broken is not None:
