@@ -101,6 +101,8 @@ def fit_look(
     parameters = list(model.looks.parameters())
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
+        for look in model.looks.values():
+            look.layers[0].reset_parameters()  # type: ignore[index,operator,union-attr]  # whatever it was drawn from
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
