@@ -4,7 +4,7 @@ Four sensors, one frame, experts merged, random weights: the compiled pass again
 float32
 and bfloat16. Times are CPU seconds of one thread; compilation counts all processes that it starts.
 
-Writes ``benchmarks/results/compiled.json``.
+Torch's cache of compiled code is left out. Writes ``benchmarks/results/compiled.json``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 
 from conditions import ROOT, command, conditions
 from mlesam.bench.case import difference
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch._inductor.config.force_disable_caches = True
     setting = Setting(options.preset, options.size, threads=1)
     rows = []
     for precision in PRECISIONS:
