@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -250,13 +251,23 @@ def test_the_ends_of_the_ranges_are_accepted(text: str, tmp_path: Path) -> None:
         "name: 2024-13-45",  # a date of no month
         "training: {lr: 1, lr: 2}",
         "seed: 1\nname: a\nseed: 2\n",
-        "[" * 600 + "]" * 600,  # deeper than Python recurses
+        "[" * 600 + "]" * 600,
     ],
 )
 def test_malformed_yaml_is_refused_with_the_files_name(text: str, tmp_path: Path) -> None:
     message = refusal(tmp_path, text)
     assert "recipe.yaml is not valid YAML" in message
     assert "\n" not in message
+
+
+def test_how_deep_yaml_may_be_is_not_a_matter_of_the_process(tmp_path: Path) -> None:
+    """A library may let Python recurse deeper, as torch.compile does."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)
+    try:
+        assert "stand more than 100 deep in each other" in refusal(tmp_path, "[" * 600 + "]" * 600)
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:

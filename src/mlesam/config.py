@@ -357,8 +357,25 @@ def plain(value: Any) -> Any:
     return value
 
 
+DEPTH = 100
+"""Lists and mappings that may stand in each other in a YAML file: what Python recurses to is not the same in every process."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; plain YAML silently keeps the last one."""
+    """YAML in which a key that stands twice is an error (plain YAML silently keeps the last one), and so is what is nested deeper
+    than ``DEPTH``."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.depth > DEPTH:
+            what = f"lists and mappings stand more than {DEPTH} deep in each other"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=self.peek_event().start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
