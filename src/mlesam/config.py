@@ -195,11 +195,8 @@ def check_ranges(recipe: Recipe) -> None:
         ("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1"),
         ("model.look", model.look, model.look is None or 1 <= model.look <= 3, "null, or a stage from 1 to 3"),
         ("model.look_keep", model.look_keep, model.look_keep >= 1, "at least 1"),
-        (
-            "model.look_lead", list(model.look_lead),
-            not model.look_lead or (model.look is not None and len(model.look_lead) <= model.look_keep),
-            "empty, or come with model.look and name at most model.look_keep sensors",
-        ),
+        ("model.look_lead", list(model.look_lead), len(model.look_lead) <= (model.look_keep if model.look else 0),
+         "empty, or come with model.look and name at most model.look_keep sensors"),
         ("model.half", list(model.half), not model.half or model.look is None, "empty where model.look chooses sensors"),
         ("model.top_k", model.top_k, model.top_k is None or model.top_k >= 1, "null or at least 1"),
         (
@@ -357,8 +354,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-DEPTH = 100
-"""Lists and mappings that may stand in each other in a YAML file: what Python recurses to is not the same in every process."""
+DEPTH = 100  # what Python recurses to is not the same in every process
 
 
 class _Loader(yaml.SafeLoader):
@@ -369,13 +365,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.depth > DEPTH:
-            what = f"lists and mappings stand more than {DEPTH} deep in each other"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem=f"lists and mappings stand more than {DEPTH} deep in each other")
         self.depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
