@@ -1,8 +1,7 @@
 """What ``torch.compile`` costs and buys: ``python benchmarks/compiled.py``.
 
 Four sensors, one frame, experts merged, random weights: the compiled pass against the plain one, one call of each by turns, in
-float32
-and bfloat16. Times are CPU seconds of one thread; compilation counts all processes that it starts.
+float32 and bfloat16. Times are CPU seconds of one thread; compilation counts all processes that it starts.
 
 Torch's cache of compiled code is left out. Writes ``benchmarks/results/compiled.json``.
 """

@@ -55,6 +55,18 @@ def given(frames: int = 1) -> dict[str, Tensor]:
     return {m: torch.randn(frames, c, 64, 96, generator=draw) for m, c in SENSORS.items()}
 
 
+def three_frames() -> list[Sample]:
+    """Two with all sensors, and one without depth."""
+    inputs = given(3)
+    samples = [Sample({m: x[i] * (1 + i) for m, x in inputs.items()}, id=str(i)) for i in range(2)]
+    return [*samples, Sample({m: inputs[m][2] for m in ("rgb", "lidar", "thermal")}, id="three")]
+
+
+def sets() -> list[tuple[str, ...]]:
+    """All sets of sensors of which each of the three frames has one."""
+    return [c for count in range(1, len(SENSORS) + 1) for c in combinations(SENSORS, count) if c != ("depth",)]
+
+
 @torch.inference_mode()
 def test_what_is_left_behind_is_as_if_it_were_absent(model: MLESAM) -> None:
     inputs = given()
@@ -101,20 +113,13 @@ def test_every_frame_chooses_for_itself_and_a_batch_equals_its_frames(model: MLE
 @torch.inference_mode()
 def test_any_part_of_an_encoding_gives_what_it_gives_alone(model: MLESAM) -> None:
     """Protocols encode a frame once and decode many sets of its sensors: who is left behind depends on the set."""
-    inputs = given(3)
-    samples = [Sample({m: x[i] * (1 + i) for m, x in inputs.items()}, id=str(i)) for i in range(2)]
-    samples.append(Sample({m: inputs[m][2] for m in ("rgb", "lidar", "thermal")}, id="three"))
-    batch = Batch.stack(samples)
+    batch = Batch.stack(three_frames())
     features = model.encode(batch)
     assert features.modalities == model.modalities
-    for count in (1, 2, 3, 4):
-        for chosen in combinations(SENSORS, count):
-            if chosen == ("depth",):
-                continue  # the third frame would have nothing
-            alone = model(batch.select(chosen))
-            part = model.decode(features.select(chosen))
-            torch.testing.assert_close(part.logits, alone.logits, atol=1e-5, rtol=0)
-            torch.testing.assert_close(part.shares, alone.shares, atol=1e-5, rtol=0)
+    for chosen in sets():
+        part, alone = model.decode(features.select(chosen)), model(batch.select(chosen))
+        torch.testing.assert_close(part.logits, alone.logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(part.shares, alone.shares, atol=1e-5, rtol=0)
     parts = [model.encode(batch.select(chosen)) for chosen in (("rgb", "depth"), ("lidar", "thermal"))]
     joined = model.decode(Features.join(parts))
     torch.testing.assert_close(joined.logits, model(batch).logits, atol=1e-5, rtol=0)
@@ -247,12 +252,10 @@ def test_the_sum_that_is_handed_over_by_hand(led: MLESAM) -> None:
 
 @torch.inference_mode()
 def test_parts_of_what_is_handed_over_are_what_they_are_alone(led: MLESAM) -> None:
-    inputs = given(3)
-    samples = [Sample({m: x[i] * (1 + i) for m, x in inputs.items()}, id=str(i)) for i in range(2)]
-    samples.append(Sample({m: inputs[m][2] for m in ("rgb", "lidar", "thermal")}, id="three"))
+    samples = three_frames()
     batch = Batch.stack(samples)
     features = led.encode(batch)
-    for chosen in [c for count in (1, 2, 3, 4) for c in combinations(SENSORS, count) if c != ("depth",)]:
+    for chosen in sets():
         part, alone = led.decode(features.select(chosen)), led(batch.select(chosen))
         torch.testing.assert_close(part.logits, alone.logits, atol=1e-5, rtol=0)
     parts = [led.encode(batch.select(chosen)) for chosen in (("rgb", "depth"), ("lidar", "thermal"))]

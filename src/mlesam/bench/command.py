@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mlesam.bench import inference
 from mlesam.bench.naive import need_peft
 from mlesam.bench.result import content, show, write
 from mlesam.bench.setting import Setting
@@ -120,9 +119,8 @@ def bench(
                 setting = request.setting(name, preset, size)
                 device = setting.device
                 rounds = request.rounds or suite.rounds
-                why = inference.left_out(setting) if name == "inference" else None
-                if why:
-                    console.print(f"the exported model is not measured: {why}", soft_wrap=True, highlight=False)
+                if why := suite.left_out(setting):
+                    console.print(why, soft_wrap=True, highlight=False)
                 limit = None if request.memory is None else 1024 * request.memory
                 own = suite.rows(setting, rounds, advance, limit)
                 show(own, console)

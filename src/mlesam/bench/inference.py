@@ -185,12 +185,15 @@ PAPER = {"align": False, "rescale": False, "reliability": False}
 
 
 def left_out(setting: Setting) -> str | None:
-    """Why the exported model is not measured here; None where it is."""
+    """A sentence that says why the exported model is not measured here; None where it is."""
+    why = None
     if setting.device != "cpu":
-        return "it runs on the CPU"
-    if any(find_spec(package) is None for package in (*PACKAGES["openvino"], "nncf")):
-        return 'it needs packages that are not installed: pip install "mlesam[export]"'
-    return None if openvino_computes_bf16() else "this CPU has no bf16 instructions"
+        why = "it runs on the CPU"
+    elif any(find_spec(package) is None for package in (*PACKAGES["openvino"], "nncf")):
+        why = 'it needs packages that are not installed: pip install "mlesam[export]"'
+    elif not openvino_computes_bf16():
+        why = "this CPU has no bf16 instructions"
+    return why and f"the exported model is not measured: {why}"
 
 
 def cases(setting: Setting) -> list[Case]:

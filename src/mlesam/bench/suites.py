@@ -23,6 +23,7 @@ class Suite:
     Attributes:
         about: in a few words. rows: (setting, rounds, advance, limit of memory in MiB or None) to results.
         size, batch, rounds: of a setting, where the user does not say. naive: whether PEFT has to be there.
+        left_out: what of it cannot be measured in a setting, and why, as a sentence; None: nothing.
     """
 
     about: str
@@ -31,12 +32,14 @@ class Suite:
     batch: int = 1
     rounds: int = 7
     naive: bool = True
+    left_out: Callable[[Setting], str | None] = lambda setting: None
 
 
 SUITES: dict[str, Suite] = {
     "inference": Suite(
         "one frame, whole and in parts",
         lambda setting, rounds, advance, limit: measure_cases(inference.cases(setting), setting, rounds, advance),
+        left_out=inference.left_out,
     ),
     "training": Suite(
         "a training step",

@@ -253,15 +253,17 @@ class Segmenter:
     @torch.inference_mode()
     def encode(self, measured: Measured, early: bool = False) -> Features:
         """What the trunk says of every sensor; ``early`` as for :meth:`MLESAM.encode`."""
-        sample = evaluation_sample(measured.sample, self.sensors, self.resize)
-        return self.model.encode(Batch.stack([sample]).to(self.device), early=early)
+        return self.model.encode(self._batch(measured), early=early)
+
+    def _batch(self, measured: Measured) -> Batch:
+        """What the model is given."""
+        return Batch.stack([evaluation_sample(measured.sample, self.sensors, self.resize)]).to(self.device)
 
     def _segment(self, measured: Measured) -> Prediction:
         if self.compiled is None:
             return self.decode(measured, self.encode(measured, early=True))
-        sample = evaluation_sample(measured.sample, self.sensors, self.resize)
         with torch.inference_mode():
-            logits, shares = self.compiled({m: x[None].to(self.device) for m, x in sample.images.items()})
+            logits, shares = self.compiled(self._batch(measured).images)
         return self._prediction(measured, logits, self._weights(measured, shares))
 
     @torch.inference_mode()

@@ -72,7 +72,7 @@ class Features:
     def promising(self, keep: int) -> tuple[Features, Tensor | None]:
         """Only each frame's ``keep`` sensors of the highest score, and the rows that these were (None: all)."""
         if self.scores is None or len(self.segments) <= keep:
-            return self if self.scores is None else replace(self, scores=None), None
+            return self, None
         parts = self.scores.split([s.rows for s in self.segments])
         rows, segments, frames = best(parts, self.segments, self.frames, self.count, keep)
         return replace(self._of_rows(rows, segments, frames), scores=None), rows
@@ -125,8 +125,7 @@ class Features:
             for segment, owners in zip(part.segments, part.frames, strict=True):
                 found.setdefault(segment.modality, []).append((part, segment, owners))
         levels: list[list[Tensor]] = [[] for _ in parts[0].levels]
-        signs: list[Tensor] = []
-        scores: list[Tensor] = []
+        extras: dict[str, list[Tensor]] = {"signs": [], "scores": []}
         images: list[Tensor] = []
         segments, frames, start = [], [], 0
         for modality in canonical_order(found):
@@ -136,10 +135,9 @@ class Features:
             order = torch.tensor([latest[frame] for frame in sorted(latest)], device=owners[0].device)
             for i, joined in enumerate(levels):
                 joined.append(_picked([p.levels[i][s.start : s.stop] for p, s, _ in own], order))
-            if all(p.signs is not None for p, _, _ in own):
-                signs.append(_picked([p.signs[s.start : s.stop] for p, s, _ in own if p.signs is not None], order))
-            if all(p.scores is not None for p, _, _ in own):
-                scores.append(_picked([p.scores[s.start : s.stop] for p, s, _ in own if p.scores is not None], order))
+            for name, joined in extras.items():
+                if all(getattr(p, name) is not None for p, _, _ in own):
+                    joined.append(_picked([getattr(p, name)[s.start : s.stop] for p, s, _ in own], order))
             held = [p.images[p.segments.index(s)] for p, s, _ in own if p.images is not None]
             images += [_picked(held, order)] if held else []
             frames.append(_picked(owners, order))
@@ -150,8 +148,7 @@ class Features:
             levels=tuple(torch.cat(maps) for maps in levels),
             segments=tuple(segments),
             frames=tuple(frames),
-            signs=torch.cat(signs) if len(signs) == len(found) else None,
-            scores=torch.cat(scores) if len(scores) == len(found) else None,
+            **{name: torch.cat(rows) if len(rows) == len(found) else None for name, rows in extras.items()},
             images=tuple(images) if images else None,
         )
 

@@ -271,24 +271,25 @@ class MLESAM(nn.Module):
         height, width = batch.size
         stride = self.foundation.stride * (2 if self.config.half else 1)
         padding = (0, -width % stride, 0, -height % stride)
-        maps, segments, signs, start = [], [], [], 0
+        segments, start = [], 0
         for modality in present:
-            image = batch.images[modality]
-            self._check_image(modality, image, (height, width))
+            self._check_image(modality, batch.images[modality], (height, width))
+            segments.append(Segment(modality, start, start + len(batch.images[modality])))
+            start = segments[-1].stop
+        segments_ = tuple(segments)
+        images = tuple(batch.images[m] for m in present)
+        frames = tuple(batch.frames[m].to(images[0].device) for m in present)
+        early = early or scores is not None
+        if len(self.handovers) and not (early or self.training or after):
+            return Features((), segments_, frames, len(batch), (height, width), images=images)
+        maps, signs = [], []
+        for modality, image in zip(present, images, strict=True):
             if len(self.reliability) and not self.training:
                 signs.append(frame_signs(image))
             image = image.to(next(self.foundation.parameters()).dtype)
             if modality in self.stems:
                 image = self.stems[modality](image)
             maps.append(F.pad(image, padding))
-            segments.append(Segment(modality, start, start + len(image)))
-            start += len(image)
-        segments_ = tuple(segments)
-        frames = tuple(batch.frames[m].to(maps[0].device) for m in present)
-        early = early or scores is not None
-        if len(self.handovers) and not (early or self.training or after):
-            images = tuple(batch.images[m] for m in present)
-            return Features((), segments_, frames, len(batch), (height, width), images=images)
         seen = torch.cat(signs) if signs else None
         promised = None
         projects = (self.merged or self.experts).on

@@ -141,11 +141,12 @@ def _prices(model: MLESAM, sample: Sample, keep: int) -> Known | None:
     features = model.encode(batch, after=note)
     label = sample.label[None].to(device)
     losses = {}
-    nothing = {m: torch.zeros(1, device=device) for m in features.modalities}
     for chosen in combinations(features.modalities, keep):
-        own = features.select(chosen)
         if len(model.handovers):  # what those hand over that are left behind depends on who goes on
-            own = model.encode(batch, scores={m: (x + float(m in chosen)) for m, x in nothing.items()})
+            wanted = {m: torch.full((1,), float(m in chosen), device=device) for m in features.modalities}
+            own = model.encode(batch, scores=wanted)
+        else:
+            own = features.select(chosen)
         logits = at_size(model.decode(own).logits, tuple(label.shape[-2:]))  # type: ignore[arg-type]
         losses[chosen] = balanced_loss(logits, label)
     least = min(losses.values())
