@@ -4,9 +4,10 @@ On the procedural world, with models of four sensors that are trained as in reci
 all sensors; with the two that an early stage chooses (after stage 1 or 2); with the two that the router weighs most once all
 maps are there, which saves nothing; with the two that are best by the frame's own label, which bounds what any choice can
 reach; with the pair that is best on val, the same for every frame; with two at random; with a model that was trained on that pair
-and has no other sensors; and with one in which that pair leads and the other two hand over (``model.look_lead``). Each frame goes
-through the trunk once, every choice of the first model is decoded from that; that a pass which really leaves sensors behind gives
-the same is a test. Then time: random weights of SAM2's sizes, four sensors, one frame, in turns with the pass that computes all.
+and has no other sensors; and with one in which that pair leads and the other two hand over (``model.look_lead``), of which the
+mean over all sets of sensors that a frame may have is noted as well. Each frame goes through the trunk once, every choice of the
+first model is decoded from that; that a pass which really leaves sensors behind gives the same is a test. Then time: random
+weights of SAM2's sizes, four sensors, one frame, in turns with the pass that computes all.
 
 Writes ``benchmarks/results/look.json``. Trainings are kept in ``runs/look`` and done once.
 """
@@ -122,15 +123,20 @@ def choices(run: Run, models: dict[int, MLESAM], split: str) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def alone(run: Run, split: str) -> float:
-    """mIoU of a run with the sensors that it was trained on."""
+def scored(run: Run, split: str) -> tuple[float, float]:
+    """mIoU of a run with the sensors that it was trained on, and the mean of it over all sets of one or more of them."""
     assert run.recipe.data.dataset is not None
     model, total = run.load_model(), {}
+    sets = ["+".join(chosen) for n in range(len(run.sensors)) for chosen in combinations(run.sensors, n + 1)]
     for frame in open_dataset(run.recipe.data.dataset).frames(split):
         sample = evaluation_sample(read_frame(frame, run.sensors, run.classes), run.sensors, run.recipe.data.resize)
         assert sample.label is not None
-        note(total, "alone", model, model.encode(Batch.stack([sample])), sample.label, len(run.classes.names))
-    return round(float(mean_iou(total["alone"].numpy())), 4)
+        features = model.encode(Batch.stack([sample]))
+        for chosen in sets:
+            if left := set(chosen.split("+")) & set(features.modalities):
+                note(total, chosen, model, features.select(left), sample.label, len(run.classes.names))
+    found = [float(mean_iou(total[chosen].numpy())) for chosen in sets]
+    return round(found[-1], 4), round(statistics.fmean(found), 4)
 
 
 def run_index(run: Run, modality: str) -> int:
@@ -150,8 +156,9 @@ def timed(preset: str, size: int, rounds: int) -> list[dict[str, Any]]:
     model = MLESAM(SENSORS, 25, config).eval().merge()
     batch = Batch.of({m: torch.randn(1, c, size, size) for m, c in SENSORS.items()})
     passes: dict[str, Callable[[], object]] = {"all": lambda: model(batch)}
+    lead = tuple(SENSORS)[:KEEP]
     for stage in STAGES:
-        other = MLESAM(SENSORS, 25, dataclasses.replace(config, look=stage, look_keep=KEEP)).eval()
+        other = MLESAM(SENSORS, 25, dataclasses.replace(config, look=stage, look_keep=KEEP, look_lead=lead)).eval()
         other.load_state_dict(copy.deepcopy(model.state_dict()), strict=False)
         for look in other.looks.values():
             look.ready = True  # type: ignore[assignment]
@@ -195,10 +202,12 @@ def main() -> None:
         test, val = choices(run, models, "test"), choices(run, models, "val")
         fixed = max((n for n in val["miou"] if "+" in n), key=lambda n: val["miou"][n])
         pair = {**changes, "data.modalities": f"[{fixed.replace('+', ', ')}]"}
-        test["miou"]["trained on the pair alone"] = alone(trained(options.runs, seed, pair, f"{fixed}-"), "test")
+        test["miou"]["trained on the pair alone"], _ = scored(trained(options.runs, seed, pair, f"{fixed}-"), "test")
         lead = {**changes, "model.look": "1", "model.look_keep": str(KEEP), "model.look_lead": pair["data.modalities"]}
-        test["miou"]["the pair leads, the others hand over"] = alone(trained(options.runs, seed, lead, "lead-"), "test")
-        row = {"seed": int(seed), "fixed_pair": fixed, **test}
+        led, over_sets = scored(trained(options.runs, seed, lead, "lead-"), "test")
+        test["miou"]["the pair leads, the others hand over"] = led
+        over_all_sets = {"all": scored(run, "test")[1], "the pair leads, the others hand over": over_sets}
+        row = {"seed": int(seed), "fixed_pair": fixed, **test, "miou_over_all_sets": over_all_sets}
         results.append(row)
         say(json.dumps(row))
     times = [row for preset, size in TIMED for row in timed(preset, size, options.rounds)]

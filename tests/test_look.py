@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,14 +19,17 @@ from torch import Tensor, nn
 from conftest import write_dataset
 from mlesam import MLESAM, Batch, ModelConfig, RequestError, Sample, Segmenter
 from mlesam.cli import main
+from mlesam.config import TrainingConfig
 from mlesam.inference.stream import SensorMemory
 from mlesam.model.checkpoints import load_metadata
 from mlesam.model.experts import Segment
 from mlesam.model.features import Features
 from mlesam.model.look import best, seen
 from mlesam.model.run import WEIGHTS, Run
-from mlesam.sample import IGNORE
+from mlesam.sample import IGNORE, Broken
 from mlesam.training import look as fitting
+from mlesam.training.loss import ohem_cross_entropy
+from mlesam.training.step import Step, led_pass
 
 SENSORS = {"rgb": 3, "depth": 1, "lidar": 3, "thermal": 1}
 
@@ -266,6 +271,39 @@ def test_parts_of_what_is_handed_over_are_what_they_are_alone(led: MLESAM) -> No
         led.decode(features, torch.zeros(11))
     with pytest.raises(RequestError, match="cannot stand in for later frames"):
         SensorMemory(led)
+
+
+def test_the_pass_that_leaves_sensors_behind_counts_as_much_as_all_others(led: MLESAM) -> None:
+    batch = Batch.stack(three_frames())
+    batch = replace(batch, labels=torch.randint(0, 3, (3, *batch.size), generator=torch.Generator().manual_seed(0)))
+    led = copy.deepcopy(led).train()
+    step = Step(led, TrainingConfig())
+    own = led_pass(led, batch, np.random.default_rng(0))
+    assert own is not None
+    for modality, scores in own.scores.items():
+        assert ((scores > 1.9) == (modality in ("rgb", "thermal"))).all(), "leaders are ahead of any draw"
+    with torch.no_grad():
+        apart, together = step(batch)["loss"], step(batch, led=own)["loss"]
+        output = led.decode(led.encode(batch, scores=own.scores))
+        both = [
+            ohem_cross_entropy(output.at_input_size(x), batch.labels)
+            for x in (output.mask_logits, output.pyramid_logits)
+        ]
+    torch.testing.assert_close(together, (apart + sum(both)) / 2)
+    assert led_pass(everything(led), batch, np.random.default_rng(0)) is None
+
+
+def test_what_is_handed_over_is_learned_from_broken_sensors_too(led: MLESAM) -> None:
+    batch = Batch.stack(three_frames())
+    image = batch.images["depth"][:1]
+    batch = replace(
+        batch, broken=Broken({"depth": image + 1}, {"depth": torch.tensor([0])}, {"depth": torch.tensor([3])})
+    )
+    shown = {
+        float((led_pass(led, batch, np.random.default_rng(i)).batch.images["depth"][:1] - image).mean())
+        for i in range(9)
+    }  # type: ignore[union-attr]
+    assert {round(v, 4) for v in shown} == {0.0, 1.0}
 
 
 def test_a_training_with_leaders_teaches_what_is_handed_over(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ class Expert(nn.Module):
 
     def update(self, index: int, name: str) -> LowRank | None:
         """The update of a projection, None where it has none."""
+        if index >= len(self.blocks):  # a projection to the pyramid
+            return None
         block = cast(nn.ModuleDict, self.blocks[index])
         return cast(LowRank, block[name]) if name in block else None
 
@@ -118,24 +120,77 @@ class Experts(nn.ModuleDict):
             return plain
         if self.shared:
             segments = (Segment(SHARED, 0, segments[-1].stop),)
-        owners, rows = [self.of(s.modality) for s in segments], [s.rows for s in segments]
+        owners, rows = [s.modality for s in segments], [s.rows for s in segments]
 
         def project(
             index: int, names: Sequence[str], x: Tensor, weight: Tensor, bias: Tensor | None
         ) -> Sequence[Tensor]:
+            updates = self.updates(owners, index, names)
+            if _sooner_folded(x, weight, updates):
+                return grouped(x, folded(weight, names, updates), bias, rows).chunk(len(names), dim=-1)
             results = dict(zip(names, plain(index, names, x, weight, bias), strict=True))
-            if index < len(owners[0].blocks):
-                updates = {name: [owner.update(index, name) for owner in owners] for name in names}
-                changed = {name: own for name, own in updates.items() if own[0] is not None}
-                results |= _added({name: results[name] for name in changed}, x, changed, rows)  # type: ignore[arg-type]
+            results |= _added({name: results[name] for name in updates}, x, updates, rows)
             return list(results.values())
 
         return project
 
+    def updates(self, modalities: Sequence[str], index: int, names: Sequence[str]) -> Updates:
+        """A block's updates of these projections."""
+        found = {name: [self.of(m).update(index, name) for m in modalities] for name in names} if len(self) else {}
+        return {name: cast(list[LowRank], own) for name, own in found.items() if own[0] is not None}
 
-def _added(
-    y: Mapping[str, Tensor], x: Tensor, updates: Mapping[str, Sequence[LowRank]], rows: Sequence[int]
-) -> dict[str, Tensor]:
+
+Updates = Mapping[str, Sequence[LowRank]]
+"""For each projection that has any, its update for each sensor."""
+
+
+def folded(weight_OI: Tensor, names: Sequence[str], updates: Updates) -> Tensor:
+    """(M, O, I) each sensor's own weight W + s B A of the fused projections ``names``, whose weight is ``weight_OI``."""
+    count = len(next(iter(updates.values())))
+    parts = []
+    for name, part in zip(names, weight_OI.chunk(len(names)), strict=True):
+        part_MoI = part.expand(count, -1, -1)
+        if name in updates:
+            own = updates[name]
+            b_Mor, a_MrI = torch.stack([update.b for update in own]), torch.stack([update.a for update in own])
+            part_MoI = torch.baddbmm(part_MoI, b_Mor.to(part.dtype), a_MrI.to(part.dtype), alpha=own[0].scale)
+        parts.append(part_MoI)
+    return torch.cat(parts, dim=1)
+
+
+def _sooner_folded(x: Tensor, weight_OI: Tensor, updates: Updates) -> bool:
+    """Whether x (W + B A) takes fewer products than x W + (x B) A, gradients included: it does where there are many more tokens
+    than channels. In float32 alone: where W is rounded to bfloat16, so is what an update adds to it."""
+    if not updates or weight_OI.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        return False
+    first = [own[0] for own in updates.values()]
+    if first[0].dropout and any(update.training for own in updates.values() for update in own):
+        return False
+    tokens, sensors = x.numel() // x.shape[-1], len(next(iter(updates.values())))
+    apart = tokens * sum(update.a.numel() + update.b.numel() for update in first)
+    folding = sensors * sum(update.a.numel() * update.b.shape[0] for update in first)
+    if torch.is_grad_enabled() and any(p.requires_grad for update in first for p in (update.a, update.b)):
+        return tokens * weight_OI.numel() + 3 * folding < 3 * apart  # a gradient of W + B A is what W alone needs not
+    return folding < apart
+
+
+def grouped(x: Tensor, weight_MOI: Tensor, bias: Tensor | None, rows: Sequence[int]) -> Tensor:
+    """Each sensor's rows by its own matrix and bias (O,) or (M, O): one batched product where all have as many rows."""
+    if len(weight_MOI) == 1:
+        return F.linear(x, weight_MOI[0], bias if bias is None or bias.ndim == 1 else bias[0])
+    if any(n != rows[0] for n in rows):
+        parts = x.split([n * (len(x) // sum(rows)) for n in rows])
+        biases = [bias] * len(parts) if bias is None or bias.ndim == 1 else list(bias)
+        return torch.cat([F.linear(*own) for own in zip(parts, weight_MOI, biases, strict=True)])
+    x_MNI = x.reshape(len(weight_MOI), -1, x.shape[-1])
+    if bias is None:
+        y = torch.bmm(x_MNI, weight_MOI.transpose(1, 2))
+    else:
+        y = torch.baddbmm(bias[..., None, :], x_MNI, weight_MOI.transpose(1, 2))
+    return y.view(*x.shape[:-1], -1)
+
+
+def _added(y: Mapping[str, Tensor], x: Tensor, updates: Updates, rows: Sequence[int]) -> dict[str, Tensor]:
     """Each y with its updates' shares, the sensors' for their own rows of x."""
     if not updates:
         return {}

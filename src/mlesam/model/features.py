@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -168,3 +168,17 @@ class Features:
 def _picked(pieces: list[Tensor], order: Tensor) -> Tensor:
     """The rows of all pieces in this order; a single piece as it is, without a copy."""
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)[order]
+
+
+def by_frame(rows_R: Tensor, frames: Sequence[Tensor], count: int) -> Tensor:
+    """Rows stacked by sensor (R, ...) to (B, M, ...), 0 where a frame lacks a sensor.
+
+    Args:
+        frames, count: as :class:`Features` has them.
+    """
+    if all(len(own) == count for own in frames):
+        return rows_R.unflatten(0, (len(frames), count)).transpose(0, 1)
+    sensor_R = torch.cat([torch.full_like(own, place) for place, own in enumerate(frames)])
+    return rows_R.new_zeros(count, len(frames), *rows_R.shape[1:]).index_put(
+        (torch.cat(list(frames)), sensor_R), rows_R
+    )

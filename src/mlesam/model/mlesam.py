@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mlesam.config import ModelConfig
 from mlesam.errors import RequestError, did_you_mean
 from mlesam.model.aligner import Aligners
-from mlesam.model.experts import SHARED, Experts, Segment
+from mlesam.model.experts import SHARED, Experts, Project, Segment
 from mlesam.model.features import Features
 from mlesam.model.foundation import LEVEL_STRIDES, After, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
@@ -292,7 +292,7 @@ class MLESAM(nn.Module):
             maps.append(F.pad(image, padding))
         seen = torch.cat(signs) if signs else None
         promised = None
-        projects = (self.merged or self.experts).on
+        projects, aligned = self._projects(sum(m[0, 0].numel() * len(m) for m in maps), len(maps))
         ready = len(self.looks) and all(self.looks[m].ready for m in present)
         if ready and after is None and (not self.training or scores is not None):
             stage, keep = self.config.look or 1, self.config.look_keep
@@ -305,12 +305,24 @@ class MLESAM(nn.Module):
         elif set(present).isdisjoint(self.config.half):
             levels = self.foundation(_stacked(maps), projects(segments_), after)
         else:
-            levels = self._at_two_sizes(dict(zip(present, maps, strict=True)))
-        if self.merged is None or not self.merged.aligned:
-            levels = self.aligners(levels, segments_)
+            levels = self._at_two_sizes(dict(zip(present, maps, strict=True)), projects)
+        levels = self.aligners(levels, segments_, aligned)
         return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen, promised)
 
-    def _at_two_sizes(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+    def _projects(self, pixels: int, sensors: int) -> tuple[Callable[[tuple[Segment, ...]], Project], frozenset[int]]:
+        """What a trunk calls in a pass over so many pixels of all sensors, and the levels whose maps come out aligned."""
+        if self.merged is not None:
+            return self.merged.on, self.merged.aligned
+        levels = self.aligners.sooner_folded(self.foundation, pixels // LEVEL_STRIDES[0] ** 2, sensors)
+
+        def projects(segments: tuple[Segment, ...]) -> Project:
+            return self.aligners.into(self.experts.on(segments), segments, self.foundation, levels)
+
+        return projects, levels
+
+    def _at_two_sizes(
+        self, maps: Mapping[str, Tensor], projects: Callable[[tuple[Segment, ...]], Project]
+    ) -> list[Tensor]:
         """The levels of all sensors, those of ``config.half`` from a pass of their own at half the size."""
         found: dict[str, list[Tensor]] = {}
         for half in (False, True):
@@ -319,7 +331,7 @@ class MLESAM(nn.Module):
                 continue
             stops = list(itertools.accumulate(len(x) for x in own.values()))
             segments = tuple(Segment(m, n - len(x), n) for (m, x), n in zip(own.items(), stops, strict=True))
-            for level in self.foundation(_stacked(list(own.values())), (self.merged or self.experts).on(segments)):
+            for level in self.foundation(_stacked(list(own.values())), projects(segments)):
                 level = F.interpolate(level, scale_factor=2.0, mode="bilinear", align_corners=False) if half else level
                 for segment, part in zip(segments, level.split([s.rows for s in segments]), strict=True):
                     found.setdefault(segment.modality, []).append(part)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlesam.model.experts import Segment
+from mlesam.model.features import by_frame
 
 FRAME_SIGNS, ANSWER_SIGNS, AGREEMENT_SIGNS = 10, 3, 18
 SIGNS = FRAME_SIGNS + ANSWER_SIGNS + AGREEMENT_SIGNS
@@ -39,16 +40,26 @@ def frame_signs(image_RCHW: Tensor) -> Tensor:
     low, high = grey.amin(dim=(1, 2), keepdim=True), grey.amax(dim=(1, 2), keepdim=True)
     reach = 1e-3 * (high - low)
     z = (grey - mean) / (deviation + 1e-3)
-    around = F.avg_pool2d(z[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+    around = _three(_three(z, 1), 2)  # the mean of 3x3, a third of the time of a pooling
     flat_rows = (grey.amax(dim=2) - grey.amin(dim=2) <= reach[:, :, 0]).float()
     signs = [
         mean[:, 0, 0], deviation[:, 0, 0],
         (grey <= low + reach).float().mean(dim=(1, 2)), (grey >= high - reach).float().mean(dim=(1, 2)),
         _steps(z, 2), _steps(z, 1), (z - around).abs().mean(dim=(1, 2)),
-        z.mean(dim=2).square().mean(dim=1).sqrt(), flat_rows.mean(dim=1), z.pow(4).mean(dim=(1, 2)).sqrt(),
+        z.mean(dim=2).square().mean(dim=1).sqrt(), flat_rows.mean(dim=1), z.square().square().mean(dim=(1, 2)).sqrt(),
     ]  # fmt: skip
     stacked = torch.stack(signs, dim=1)
     return stacked.sign() * stacked.abs().log1p()
+
+
+def _three(z: Tensor, dim: int) -> Tensor:
+    """The mean of each number and of its neighbours along a dimension; at an end there is one neighbour, or none."""
+
+    def total(x: Tensor) -> Tensor:
+        return sum((x.narrow(dim, start, z.shape[dim]) for start in (1, 2)), x.narrow(dim, 0, z.shape[dim]))
+
+    beside = [0, 0] * (z.ndim - 1 - dim) + [1, 1]
+    return total(F.pad(z, beside)) / total(F.pad(torch.ones_like(z[:1]), beside))
 
 
 def _steps(z: Tensor, dim: int) -> Tensor:
@@ -91,29 +102,27 @@ def agreement(
         maps: two maps (R, C, h, w), probabilities_RKHW: of K classes; of all of them the part that shows the frame.
         frames, count: which of so many frames B each segment's rows belong to.
     """
-    frame_R, sensor_R = torch.cat(list(frames)), torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
-    everywhere = all(len(own) == count for own in frames)
 
-    def by_frame(x: Tensor) -> Tensor:
-        """(R, ...) to (B, M, ...), 0 where a frame lacks a sensor."""
-        if everywhere:
-            return x.unflatten(0, (len(segments), count)).transpose(0, 1)
-        return x.new_zeros(count, len(segments), *x.shape[1:]).index_put((frame_R, sensor_R), x)
-
-    def products(x_RL: Tensor) -> Tensor:
+    def products(x_RPC: Tensor) -> Tensor:
         """(B, M, M) of each pair of a frame's sensors."""
-        x_BML = by_frame(x_RL)
+        x_BML = by_frame(x_RPC, frames, count).flatten(2)
         return x_BML @ x_BML.transpose(1, 2)
 
+    def correlation(x_RPC: Tensor) -> Tensor:
+        """(B, M, M) of whole maps, without each channel's mean."""
+        return _cosines(products(x_RPC - x_RPC.mean(dim=1, keepdim=True)))
+
     numbers = []
-    for x in (m.detach().float() for m in maps):
-        numbers += [products(_flat(F.normalize(x, dim=1))) / x[0, 0].numel(), products(_centred(x))]
-    p = probabilities_RKHW.detach().float()
-    chance, agreed = products(p.mean(dim=(2, 3))), products(_flat(p)) / p[0, 0].numel()
-    numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), products(_centred(p))]
+    for x_RPC in (_pixels(m) for m in maps):
+        x_BPMC = by_frame(x_RPC, frames, count).transpose(1, 2)
+        numbers += [_cosines(x_BPMC @ x_BPMC.transpose(2, 3)).mean(dim=1), correlation(x_RPC)]
+    p_RPK = _pixels(probabilities_RKHW)
+    chance, agreed = products(p_RPK.mean(dim=1, keepdim=True)), products(p_RPK) / p_RPK.shape[1]
+    numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), correlation(p_RPK)]
     found_BMM6 = torch.stack(numbers, dim=-1)
-    there_BM = by_frame(torch.ones_like(frame_R, dtype=torch.bool))
-    oneself = torch.eye(len(segments), dtype=torch.bool, device=p.device)
+    frame_R, sensor_R = torch.cat(list(frames)), torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
+    there_BM = by_frame(torch.ones_like(frame_R, dtype=torch.bool), frames, count)
+    oneself = torch.eye(len(segments), dtype=torch.bool, device=p_RPK.device)
     other = (there_BM[:, :, None] & there_BM[:, None, :] & ~oneself)[..., None]
     most = torch.where(other, found_BMM6, float("-inf")).amax(dim=2)
     least = torch.where(other, found_BMM6, float("inf")).amin(dim=2)
@@ -122,14 +131,15 @@ def agreement(
     return signs[frame_R, sensor_R]
 
 
-def _flat(x_RCHW: Tensor) -> Tensor:
-    """(R, H W C): in the order of memory, as the trunk delivers it."""
-    return x_RCHW.permute(0, 2, 3, 1).flatten(1)
+def _pixels(x_RCHW: Tensor) -> Tensor:
+    """(R, H W, C) float32: in the order of memory, as the trunk delivers it."""
+    return x_RCHW.detach().float().permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _centred(x_RCHW: Tensor) -> Tensor:
-    """(R, H W C) without each channel's mean, as one vector of length 1."""
-    return F.normalize(_flat(x_RCHW - x_RCHW.mean(dim=(2, 3), keepdim=True)), dim=1)
+def _cosines(products_MM: Tensor) -> Tensor:
+    """Of the products of vectors with each other (..., M, M) those of the vectors brought to length 1."""
+    length = products_MM.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().clamp(min=1e-12)
+    return products_MM / length[..., :, None] / length[..., None, :]
 
 
 class Reliability(nn.Module):

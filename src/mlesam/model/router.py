@@ -7,7 +7,6 @@ Beyond the paper, and optional: scores per pixel, a trust in each sensor that ho
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from mlesam.errors import RequestError
 from mlesam.model.experts import Segment
+from mlesam.model.features import by_frame
 
 
 class Router(nn.Module):
@@ -118,55 +118,27 @@ class Router(nn.Module):
         Returns:
             fused (B, C, H, W) and the shares (B, M), averaged over the frame where they differ by pixel.
         """
-        features = map_RCHW
-        if not self.per_pixel:
-            features = map_RCHW[..., : valid[0], : valid[1]].float().mean(dim=(2, 3), keepdim=True)
-        shares = self.weights(features, segments, frames, count, trust_R)
-        fused: Tensor | None = None
-        parts = map_RCHW.split([s.rows for s in segments])
-        for segment, rows, part in zip(segments, frames, parts, strict=True):
-            share = shares[:, self.modalities.index(segment.modality), None].to(map_RCHW.dtype)
-            if len(rows) < count:
-                fused = map_RCHW.new_zeros(count, *map_RCHW.shape[1:]) if fused is None else fused
-                fused = fused.index_add(0, rows, share[rows] * part)
-            elif fused is None:
-                fused = share * part
-            else:
-                fused = torch.addcmul(fused, share, part)
-        assert fused is not None
+        maps_RHWC = map_RCHW.permute(0, 2, 3, 1)  # in the order of memory, as the trunk delivers them: nothing is moved
+        shown_RCHW = map_RCHW[..., : valid[0], : valid[1]].float()
+        seen_RCHW = map_RCHW if self.per_pixel else shown_RCHW.mean(dim=(2, 3), keepdim=True)
+        shares_BMHW = self.weights(seen_RCHW, segments, frames, count, trust_R)
+        own_BMHW = shares_BMHW[:, [self.modalities.index(s.modality) for s in segments]]
+        # One product over the sensors of each frame, or of each pixel: the maps are read once.
+        form, by = ("bmhw,bmhwc->bhwc", own_BMHW) if self.per_pixel else ("bm,bmhwc->bhwc", own_BMHW[..., 0, 0])
+        fused_BHWC = torch.einsum(form, by.to(map_RCHW.dtype), by_frame(maps_RHWC, frames, count))
+        fused_BCHW = fused_BHWC.permute(0, 3, 1, 2)
         if self.rescale:
-            fused = fused * self._growth(fused, parts, shares, valid, segments, frames)
-        return fused, shares[..., : valid[0], : valid[1]].mean(dim=(2, 3))
-
-    def _growth(
-        self,
-        fused_BCHW: Tensor,
-        parts: tuple[Tensor, ...],
-        shares_BMHW: Tensor,
-        valid: tuple[int, int],
-        segments: tuple[Segment, ...],
-        frames: list[Tensor],
-    ) -> Tensor:
-        """(B, 1, 1, 1): what brings each fused map to the level (root mean square) of the maps it was made of."""
-        level = shares_BMHW.new_zeros(len(fused_BCHW))
-        sensors = level
-        for segment, rows, part in zip(segments, frames, parts, strict=True):
-            share = shares_BMHW[:, self.modalities.index(segment.modality)].mean(dim=(1, 2))
-            own = _level(part, valid)
-            if len(rows) < len(level):
-                level = level.index_add(0, rows, share[rows] * own)
-                sensors = sensors.index_add(0, rows, torch.ones_like(own))
-            else:
-                level, sensors = level + share * own, sensors + 1
-        growth = level / _level(fused_BCHW, valid).clamp(min=1e-12)
-        growth = torch.where(sensors > 1, growth, 1.0)  # a single map comes back as it is, without a rounding
-        return growth[:, None, None, None].to(fused_BCHW.dtype)
+            level_B = (own_BMHW.mean(dim=(2, 3)) * by_frame(_level(shown_RCHW), frames, count)).sum(dim=1)
+            growth_B = level_B / _level(fused_BCHW[..., : valid[0], : valid[1]].float()).clamp(min=1e-12)
+            several_B = by_frame(torch.ones_like(map_RCHW[:, 0, 0, 0]), frames, count).sum(dim=1) > 1
+            growth_B = torch.where(several_B, growth_B, 1.0)  # a single map comes back as it is, without a rounding
+            fused_BCHW = fused_BCHW * growth_B[:, None, None, None].to(fused_BCHW.dtype)
+        return fused_BCHW, shares_BMHW[..., : valid[0], : valid[1]].mean(dim=(2, 3))
 
 
-def _level(maps: Tensor, valid: tuple[int, int]) -> Tensor:
-    """(N,) root mean square of each map."""
-    shown = maps[..., : valid[0], : valid[1]].float()
-    return torch.linalg.vector_norm(shown, dim=(1, 2, 3)) / math.sqrt(shown[0].numel())
+def _level(maps_NCHW: Tensor) -> Tensor:
+    """(N,) root mean square of each map, times the root of its size."""
+    return torch.linalg.vector_norm(maps_NCHW, dim=(1, 2, 3))
 
 
 def softmax(scores_BM: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from mlesam.config import TrainingConfig
 from mlesam.model.foundation import Foundation
 from mlesam.model.mlesam import MLESAM
 from mlesam.sample import IGNORE, Batch
-from mlesam.training.step import Step
+from mlesam.training.step import Step, led_pass
 
 AFFORDABLE = {"cpu": 1e13, "cuda": 2e15}
 """Largest (weights of the foundation) x (pixels of a frame over all its sensors) that one measured frame may have. On one CPU
@@ -123,7 +124,8 @@ def measure(step: Step, batch: Batch, autocast: bool) -> Cost:
     _wait(device)
     began = time.monotonic()
     with saved_bytes(step.model) as saved, torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        loss = step(batch, passes(batch, step.config))["loss"]
+        led = led_pass(step.model, batch, np.random.default_rng(0))
+        loss = step(batch, passes(batch, step.config), led)["loss"]
     if loss.requires_grad:
         loss.backward()
     _wait(device)

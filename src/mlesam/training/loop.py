@@ -8,7 +8,6 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,9 @@ from mlesam.training.look import learn_look, owes_look
 from mlesam.training.optimizer import learning_rate, make_optimizer
 from mlesam.training.prepare import Prepared, prepare, refuse_existing
 from mlesam.training.progress import Progress
-from mlesam.training.step import Step, rows_to_keep
+from mlesam.training.step import Step, led_pass, rows_to_keep
 from mlesam.training.trust import learn_trust, owes_trust
 from mlesam.training.validation import collapses, validate
-
-APART, LED = 0.2, 0.8
-"""Shares of a training with ``model.look_lead``: of batches that are computed with fewer sensors, and of frames in which those go
-on that lead."""
 
 
 def train(
@@ -175,10 +170,10 @@ class Trainer:
         totals: dict[str, float] = {}
         for micro in range(config.accumulate):
             batch = next(micro_batches).to(self.accelerator.device, non_blocking=True)
-            subsets = self._subsets(batch, micro)
+            subsets, led = self._subsets(batch, micro), led_pass(self.model, batch, self._rng(micro, 1))
             last = micro == config.accumulate - 1
             with self.accelerator.no_sync(self.module) if not last else _nothing():
-                losses = self.module(*self._led(batch, subsets, micro))
+                losses = self.module(batch, subsets, led)
                 self._stop_if_not_finite(losses["loss"], "loss", batch)
                 if losses["loss"].requires_grad:  # not where none of the frames has a sensor that is trained
                     self.accelerator.backward(losses["loss"] / config.accumulate)
@@ -194,33 +189,18 @@ class Trainer:
         self.report.advance(self.step, totals["loss"])
         return {"step": self.step, **totals, "lr": rate, "grad_norm": float(norm)}  # type: ignore[arg-type]
 
-    def _led(
-        self, batch: Batch, subsets: list[dict[str, Tensor]], micro: int
-    ) -> tuple[Batch, list[dict[str, Tensor]], dict[str, Tensor] | None]:
-        """What a step is given. Where sensors hand over to each other, what one gives depends on its company, so there is one
-        pass: of all sensors, of fewer (``APART``), or with the broken ones. Those that lead go on in most frames (``LED``)."""
-        if not len(self.model.handovers):
-            return batch, subsets, None
-        rng = np.random.default_rng([self.prepared.recipe.seed, self.step, micro, self.accelerator.process_index, 1])
-        drawn = rng.random()
-        if subsets and drawn < APART:
-            batch = batch.keep(subsets[0])
-        elif batch.broken is not None and drawn < 0.5:
-            batch = batch.with_broken()
-        led = rng.random(len(batch)) < LED
-        lead = self.model.config.look_lead
-        scores = {}
-        for modality, frames in batch.frames.items():
-            order = rng.random(len(batch)) + 2.0 * (led if modality in lead else 0.0)
-            scores[modality] = torch.from_numpy(order).float().to(frames.device)[frames]
-        return replace(batch, broken=None), [], scores
-
     def _subsets(self, batch: Batch, micro: int) -> list[dict[str, Tensor]]:
         if not self.config.modality_dropout:
             return []
-        rng = np.random.default_rng([self.prepared.recipe.seed, self.step, micro, self.accelerator.process_index])
+        rng = self._rng(micro)
         drawn = [rows_to_keep(batch, self.config.modality_dropout, rng) for _ in range(self.config.subsets)]
         return [{m: k.to(self.accelerator.device) for m, k in rows.items()} for rows in drawn if rows is not None]
+
+    def _rng(self, *parts: int) -> np.random.Generator:
+        """Of this step and process; ``parts``: the micro-batch and, where there are several draws, what it is for."""
+        micro, *purpose = parts
+        seed = self.prepared.recipe.seed
+        return np.random.default_rng([seed, self.step, micro, self.accelerator.process_index, *purpose])
 
     def _stop_if_not_finite(self, value: Tensor, what: str, batch: Batch) -> None:
         if not bool(torch.isfinite(value)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,10 +16,19 @@ from mlesam.sample import Batch, Broken
 from mlesam.training.loss import divergence, ohem_cross_entropy
 
 
+@dataclass(frozen=True)
+class Led:
+    """A batch of which sensors are left behind on the way, and ``{modality: (n,)}`` scores of its rows to choose by."""
+
+    batch: Batch
+    scores: Mapping[str, Tensor]
+
+
 class Step(nn.Module):
     """The losses of one micro-batch. A module of its own, so that distributed training sees a single forward pass.
 
-    The trunk runs once. The full-sensor pass and those with sensors left out are all decoded from its features.
+    The trunk runs once. The full-sensor pass and those with sensors left out are all decoded from its features. Where sensors
+    hand over to each other (``model.look_lead``) a further pass leaves some behind: what it sees depends on their company.
     """
 
     def __init__(self, model: MLESAM, config: TrainingConfig) -> None:
@@ -31,26 +40,26 @@ class Step(nn.Module):
         self,
         batch: Batch,
         subsets: Sequence[Mapping[str, Tensor]] = (),
-        scores: Mapping[str, Tensor] | None = None,
+        led: Led | None = None,
     ) -> dict[str, Tensor]:
         """Losses of the full-sensor pass, of passes that keep the rows in each of ``subsets`` alone, and of one with the sensors
-        that are broken in the place of the sound ones.
-
-        Args:
-            scores: ``{modality: (n,)}`` of the batch's rows, by which sensors go on in a model with ``model.look_lead``.
+        that are broken in the place of the sound ones; and of a pass of its own that leaves sensors behind, see :func:`led_pass`.
         """
         assert batch.labels is not None
         config, labels = self.config, batch.labels
-        features = self.model.encode(batch) if scores is None else self.model.encode(batch, scores=scores)
+        features = self.model.encode(batch)
         full = self.model.decode(features)
         partial = [self.model.decode(features.keep(rows)) for rows in subsets]
         if batch.broken is not None:
             partial.append(self.model.decode(Features.join([features, self._broken(batch, batch.broken)])))
-        own = [self._both(output, labels) for output in (full, *partial)]
-        mask, pyramid = own[0]
+        pairs = [self._both(output, labels) for output in (full, *partial)]
+        mask, pyramid = pairs[0]
         if partial:  # all subsets together weigh as much as the full pass
-            others = torch.stack([torch.stack(pair) for pair in own[1:]]).mean(dim=0)
+            others = torch.stack([torch.stack(pair) for pair in pairs[1:]]).mean(dim=0)
             mask, pyramid = (mask + others[0]) / 2, (pyramid + others[1]) / 2
+        if led is not None:
+            own = self._both(self.model.decode(self.model.encode(led.batch, scores=led.scores)), labels)
+            mask, pyramid = (mask + own[0]) / 2, (pyramid + own[1]) / 2
         losses = {"mask_loss": mask, "pyramid_loss": pyramid}
         loss = config.mask_loss * mask + config.pyramid_loss * pyramid
         # A loss that is asked for is always there: every process sums the same ones, whatever its frames lack.
@@ -97,3 +106,16 @@ def rows_to_keep(batch: Batch, probability: float, rng: np.random.Generator) -> 
         for column, modality in enumerate(sorted(batch.modalities))
         if kept[batch.frames[modality].cpu().numpy(), column].any()
     }
+
+
+def led_pass(model: MLESAM, batch: Batch, rng: np.random.Generator) -> Led | None:
+    """The pass in which those sensors go on that lead, and sensors drawn at random where one of them is absent. Every other one
+    has the broken sensors in the place of the sound ones, for what these hand over. None where none hands over."""
+    if not len(model.handovers):
+        return None
+    batch = batch.with_broken() if batch.broken is not None and rng.random() < 0.5 else replace(batch, broken=None)
+    scores = {}
+    for modality, frames in batch.frames.items():
+        drawn = rng.random(len(frames)) + 2.0 * (modality in model.config.look_lead)
+        scores[modality] = torch.from_numpy(drawn).float().to(frames.device)
+    return Led(batch, scores)
