@@ -3,11 +3,10 @@
 On the procedural world, with models of four sensors that are trained as in recipes/ablation.yaml (three seeds): mIoU on test with
 all sensors; with the two that an early stage chooses (after stage 1 or 2); with the two that the router weighs most once all
 maps are there, which saves nothing; with the two that are best by the frame's own label, which bounds what any choice can
-reach; with the pair that is best on val, the same for every frame; with two at random; with a model that was trained on that pair
-and has no other sensors; and with one in which that pair leads and the other two hand over (``model.look_lead``), of which the
-mean over all sets of sensors that a frame may have is noted as well. Each frame goes through the trunk once, every choice of the
-first model is decoded from that; that a pass which really leaves sensors behind gives the same is a test. Then time: random
-weights of SAM2's sizes, four sensors, one frame, in turns with the pass that computes all.
+reach; with the pair that is best on val, the same for every frame; with two at random; and with a model that was trained on that
+pair and has no other sensors. Each frame goes through the trunk once, every choice of the first model is decoded from that; that
+a pass which really leaves sensors behind gives the same is a test. Then time: random weights of SAM2's sizes, four sensors, one
+frame, in turns with the pass that computes all. Sensors that hand over to others that lead: benchmarks/leaders.py.
 
 Writes ``benchmarks/results/look.json``. Trainings are kept in ``runs/look`` and done once.
 """
@@ -19,7 +18,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ def choices(run: Run, models: dict[int, MLESAM], split: str) -> dict[str, Any]:
         }
         for stage, other in models.items():
             scores = {
-                m: float(other.looks[m](maps[stage - 1][s.start : s.stop]))
+                m: float(other.looks[m](maps[stage][s.start : s.stop]))
                 for m, s in zip(has, features.segments, strict=True)
             }
             ways[f"after stage {stage}"] = tuple(sorted(has, key=lambda m: -scores[m])[:KEEP])
@@ -123,20 +122,15 @@ def choices(run: Run, models: dict[int, MLESAM], split: str) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def scored(run: Run, split: str) -> tuple[float, float]:
-    """mIoU of a run with the sensors that it was trained on, and the mean of it over all sets of one or more of them."""
+def alone(run: Run, split: str) -> float:
+    """mIoU of a run with the sensors that it was trained on."""
     assert run.recipe.data.dataset is not None
     model, total = run.load_model(), {}
-    sets = ["+".join(chosen) for n in range(len(run.sensors)) for chosen in combinations(run.sensors, n + 1)]
     for frame in open_dataset(run.recipe.data.dataset).frames(split):
         sample = evaluation_sample(read_frame(frame, run.sensors, run.classes), run.sensors, run.recipe.data.resize)
         assert sample.label is not None
-        features = model.encode(Batch.stack([sample]))
-        for chosen in sets:
-            if left := set(chosen.split("+")) & set(features.modalities):
-                note(total, chosen, model, features.select(left), sample.label, len(run.classes.names))
-    found = [float(mean_iou(total[chosen].numpy())) for chosen in sets]
-    return round(found[-1], 4), round(statistics.fmean(found), 4)
+        note(total, "alone", model, model.encode(Batch.stack([sample])), sample.label, len(run.classes.names))
+    return round(float(mean_iou(total["alone"].numpy())), 4)
 
 
 def run_index(run: Run, modality: str) -> int:
@@ -149,21 +143,20 @@ def note(total: dict[str, Tensor], name: str, model: MLESAM, features: Features,
     total[name] = total[name] + found if name in total else found
 
 
-def timed(preset: str, size: int, rounds: int) -> list[dict[str, Any]]:
-    """CPU seconds of a frame, in turns: all four sensors, and two of four after each stage."""
+def timed(preset: str, size: int, rounds: int, variants: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """CPU seconds of a frame, in turns: all four sensors, and with further fields of the model's configuration."""
     torch.manual_seed(0)
     config = ModelConfig(foundation=preset, rank=32)
     model = MLESAM(SENSORS, 25, config).eval().merge()
     batch = Batch.of({m: torch.randn(1, c, size, size) for m, c in SENSORS.items()})
     passes: dict[str, Callable[[], object]] = {"all": lambda: model(batch)}
-    lead = tuple(SENSORS)[:KEEP]
-    for stage in STAGES:
-        other = MLESAM(SENSORS, 25, dataclasses.replace(config, look=stage, look_keep=KEEP, look_lead=lead)).eval()
+    for name, changes in variants.items():
+        other = MLESAM(SENSORS, 25, dataclasses.replace(config, **changes)).eval()
         other.load_state_dict(copy.deepcopy(model.state_dict()), strict=False)
         for look in other.looks.values():
             look.ready = True  # type: ignore[assignment]
         other.merge()
-        passes[f"early-k2 after stage {stage}"] = lambda other=other: other(batch)
+        passes[name] = lambda other=other: other(batch)
     spent: dict[str, list[float]] = {name: [] for name in passes}
     with torch.inference_mode():
         for run in passes.values():
@@ -202,15 +195,12 @@ def main() -> None:
         test, val = choices(run, models, "test"), choices(run, models, "val")
         fixed = max((n for n in val["miou"] if "+" in n), key=lambda n: val["miou"][n])
         pair = {**changes, "data.modalities": f"[{fixed.replace('+', ', ')}]"}
-        test["miou"]["trained on the pair alone"], _ = scored(trained(options.runs, seed, pair, f"{fixed}-"), "test")
-        lead = {**changes, "model.look": "1", "model.look_keep": str(KEEP), "model.look_lead": pair["data.modalities"]}
-        led, over_sets = scored(trained(options.runs, seed, lead, "lead-"), "test")
-        test["miou"]["the pair leads, the others hand over"] = led
-        over_all_sets = {"all": scored(run, "test")[1], "the pair leads, the others hand over": over_sets}
-        row = {"seed": int(seed), "fixed_pair": fixed, **test, "miou_over_all_sets": over_all_sets}
+        test["miou"]["trained on the pair alone"] = alone(trained(options.runs, seed, pair, f"{fixed}-"), "test")
+        row = {"seed": int(seed), "fixed_pair": fixed, **test}
         results.append(row)
         say(json.dumps(row))
-    times = [row for preset, size in TIMED for row in timed(preset, size, options.rounds)]
+    variants = {f"early-k{KEEP} after stage {stage}": {"look": stage, "look_keep": KEEP} for stage in STAGES}
+    times = [row for preset, size in TIMED for row in timed(preset, size, options.rounds, variants)]
     for row in times:
         say(f"{row['name']}: {row['ratio']:.2f}")
     content = {

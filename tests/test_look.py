@@ -34,7 +34,7 @@ from mlesam.training.step import Step, led_pass
 SENSORS = {"rgb": 3, "depth": 1, "lidar": 3, "thermal": 1}
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[0, 1, 2])
 def model(request: pytest.FixtureRequest) -> MLESAM:
     """Two of four sensors go on after a stage; experts, aligners and scores are random."""
     torch.manual_seed(0)
@@ -90,8 +90,8 @@ def test_the_best_by_their_early_maps_go_on(model: MLESAM) -> None:
     everyone = model.encode(Batch.of(inputs), after=lambda stage, map_: maps.append(map_))
     assert everyone.modalities == model.modalities, "with a look at the maps all are computed"
     assert model.config.look is not None
-    views = seen(maps[model.config.look - 1])
-    assert views.shape[1] == 2 * maps[model.config.look - 1].shape[1]
+    views = seen(maps[model.config.look])
+    assert views.shape[1] == 2 * maps[model.config.look].shape[1]
     scores = {m: float(model.looks[m](views[i : i + 1])) for i, m in enumerate(model.modalities)}
     assert set(model.encode(Batch.of(inputs), early=True).modalities) == set(
         sorted(scores, key=scores.__getitem__)[-2:]
@@ -157,7 +157,7 @@ def test_later_stages_see_only_what_is_kept(model: MLESAM) -> None:
         hook.remove()
     ends = model.foundation.trunk.stage_ends  # type: ignore[union-attr]
     assert model.config.look is not None
-    early = ends[model.config.look - 1] + 1  # type: ignore[index]
+    early = (0, *(end + 1 for end in ends))[model.config.look]  # type: ignore[union-attr]
     assert [rows[n] for n in range(len(original))] == [4] * early + [2] * (len(original) - early)  # type: ignore[arg-type]
 
 
@@ -240,7 +240,7 @@ def test_the_sum_that_is_handed_over_by_hand(led: MLESAM) -> None:
     maps: dict[int, Tensor] = {}
     inputs = given()
     led.encode(Batch.of(inputs), after=lambda stage, map_: maps.update({stage: map_.clone()}))
-    rows = dict(zip(led.modalities, maps[0], strict=True))
+    rows = dict(zip(led.modalities, maps[1], strict=True))
     given_over = sum(
         torch.einsum("oc,chw->ohw", led.handovers[m].weight, rows[m])  # type: ignore[arg-type]
         for m in ("depth", "lidar")
@@ -362,7 +362,7 @@ def test_a_training_learns_it_and_a_segmenter_says_who_was_left_out(tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--model.look", "0"), "model.look is 0, but it must be null, or a stage from 1 to 3"),
+        (("--model.look", "4"), "model.look is 4, but it must be null, or a stage from 0 to 3"),
         (("--model.look_keep", "0"), "model.look_keep is 0, but it must be at least 1"),
         (("--model.look_lead", "[rgb]"), "empty, or come with model.look and name at most model.look_keep sensors"),
     ],

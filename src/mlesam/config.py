@@ -105,13 +105,13 @@ class ModelConfig:
     half: tuple[str, ...] = ()
     """Sensors that the trunk sees at half their resolution, for a quarter of the time: those that measure coarsely."""
     look: int | None = None
-    """Look before computing: after this stage of the trunk (1 to 3) only ``look_keep`` sensors of a frame go on, those that
-    promise most; the others cost no more. Learned after the training. None: all are computed."""
+    """Look before computing: after this stage of the trunk (1 to 3; 0: before the first) only ``look_keep`` sensors of a frame go
+    on, those that promise most; the others cost no more. Learned after the training. None: all are computed."""
     look_keep: int = 2
     """Sensors of a frame that go on, where there are more."""
     look_lead: tuple[str, ...] = ()
-    """Sensors that go on as a rule. The training gets used to it, and the others hand what they saw early over to those that go
-    on. Empty: all sensors are trained alike, and what is left behind is lost."""
+    """Sensors that go on where they are there. The others hand what they saw early over to them, which a further pass of every
+    training step teaches. Empty: those that promise most go on, and what is left behind is lost."""
     rescale: bool = True
     """Bring each fused map to the level of the sensors' own maps, which a mean of them falls short of. False: as in the paper."""
     combine: Literal["logits", "probabilities", "mask", "pyramid"] = "logits"
@@ -193,9 +193,9 @@ def check_ranges(recipe: Recipe) -> None:
         ("model.alpha", model.alpha, model.alpha is None or model.alpha > 0, "null or above 0"),
         ("model.rslora", model.rslora, not model.rslora or model.alpha is not None, "false, or come with model.alpha"),
         ("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1"),
-        ("model.look", model.look, model.look is None or 1 <= model.look <= 3, "null, or a stage from 1 to 3"),
+        ("model.look", model.look, model.look is None or 0 <= model.look <= 3, "null, or a stage from 0 to 3"),
         ("model.look_keep", model.look_keep, model.look_keep >= 1, "at least 1"),
-        ("model.look_lead", list(model.look_lead), len(model.look_lead) <= (model.look_keep if model.look else 0),
+        ("model.look_lead", list(model.look_lead), len(model.look_lead) <= (0 if model.look is None else model.look_keep),
          "empty, or come with model.look and name at most model.look_keep sensors"),
         ("model.half", list(model.half), not model.half or model.look is None, "empty where model.look chooses sensors"),
         ("model.top_k", model.top_k, model.top_k is None or model.top_k >= 1, "null or at least 1"),

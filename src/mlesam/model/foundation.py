@@ -32,8 +32,8 @@ from mlesam.model.hub import fetch_folder, is_hub_id
 LEVEL_STRIDES = (4, 8, 16)
 PROJECTIONS = ("q", "k", "v", "proj", "mlp_in", "mlp_out")
 After = Callable[[int, Tensor], tuple[Tensor, Tensor] | None]
-"""Called after each of the four stages with its number (from 0) and its map (R, C, H, W). What it returns are the rows that go
-on and their maps, from which the pass goes on; None: all as they are."""
+"""Called after each of the four stages with its number (from 1) and its map (R, C, H, W), and before the first one with 0 and the
+embedded patches. What it returns are the rows that go on and their maps, from which the pass goes on; None: all as they are."""
 FAMILIES = {"sam2": "Segment Anything Model 2", "swin": "Swin Transformer"}
 """What the foundations of each family are called."""
 MODEL_TYPES = {"sam2": "sam2", "sam2_video": "sam2", "swin": "swin"}
@@ -146,6 +146,15 @@ class Foundation(nn.Module, ABC):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
         return digest.hexdigest()
+
+
+def going_on(after: After | None, stage: int, map_RCHW: Tensor, earlier: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A stage's map and those of the stages before it, of the rows that go on."""
+    left = None if after is None else after(stage, map_RCHW)
+    if left is None:
+        return map_RCHW, earlier
+    rows, kept = left
+    return kept, [output[rows] for output in earlier]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Look(nn.Module):
     """How much a sensor promises, by the mean and spread of each channel of its early map.
 
     Args:
-        width: channels of the map. start: score to begin with, which counts at once; None: it counts once it is fitted.
+        width: channels of the map.
 
     Attributes:
         ready: it counts. Until then nothing is left behind.
@@ -32,7 +32,7 @@ class Look(nn.Module):
     std: Tensor
     fitted: Tensor
 
-    def __init__(self, width: int, start: float | None = None) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2 * width))
         self.register_buffer("std", torch.ones(2 * width))
@@ -40,11 +40,9 @@ class Look(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 * width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
         last = cast(nn.Linear, self.layers[2])
         nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, start or 0.0)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.requires_grad_(False)  # learned by itself, after the training
-        if start is not None:
-            self.fitted.fill_(1.0)
-        self.ready = start is not None
+        self.ready = False
         self.register_load_state_dict_post_hook(_note_ready)
 
     def fit_scale(self, seen_RS: Tensor) -> None:
@@ -124,8 +122,8 @@ class Looking:
         return self._project(index, names, x, weight, bias)
 
     def after(self, stage: int, map_RCHW: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What a trunk calls after each stage (from 0): the rows that go on and their maps, None for all as they are."""
-        if stage != self.stage - 1 or (self.early and len(self.segments) <= self.keep):
+        """What a trunk calls after each stage: the rows that go on and their maps, None for all as they are."""
+        if stage != self.stage or (self.early and len(self.segments) <= self.keep):
             return None
         scores = self.given or self._scores(map_RCHW)
         if not self.early:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -165,9 +165,10 @@ class MLESAM(nn.Module):
         weighed = self.modalities if config.reliability and len(self.modalities) > 1 else ()
         self.reliability = nn.ModuleDict({m: Reliability() for m in weighed})
         looking = self.modalities if config.look is not None and len(self.modalities) > config.look_keep else ()
-        early = self.foundation.lateral((config.look or 1) - 1)[0].shape[1]
-        starts = {m: float(m in config.look_lead) if config.look_lead else None for m in looking}
-        self.looks = nn.ModuleDict({m: Look(early, start) for m, start in starts.items()})
+        early = self.foundation.lateral(max(config.look or 0, 1) - 1)[0].shape[
+            1
+        ]  # patches are as wide as the first stage
+        self.looks = nn.ModuleDict({m: Look(early) for m in looking if not config.look_lead})
         self.handovers = nn.ModuleDict({m: Handover(early) for m in looking if config.look_lead})
         if config.mask_decoder == "freeze":
             if loaded.decoder_is_drawn:
@@ -293,9 +294,11 @@ class MLESAM(nn.Module):
         seen = torch.cat(signs) if signs else None
         promised = None
         projects, aligned = self._projects(sum(m[0, 0].numel() * len(m) for m in maps), len(maps))
-        ready = len(self.looks) and all(self.looks[m].ready for m in present)
-        if ready and after is None and (not self.training or scores is not None):
-            stage, keep = self.config.look or 1, self.config.look_keep
+        if scores is None and len(self.handovers) and not self.training:
+            scores = self._lead(present, frames)
+        ready = len(self.looks) and all(self.looks[m].ready for m in present) and not self.training
+        if (ready or scores is not None) and after is None:
+            stage, keep = self.config.look or 0, self.config.look_keep
             given = None if scores is None else [scores[m] for m in present]
             rows = segments_, frames, len(batch)
             pass_ = Looking(self.looks, stage, keep, *rows, projects, early, self.handovers, given)
@@ -308,6 +311,13 @@ class MLESAM(nn.Module):
             levels = self._at_two_sizes(dict(zip(present, maps, strict=True)), projects)
         levels = self.aligners(levels, segments_, aligned)
         return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen, promised)
+
+    def _lead(self, present: Sequence[str], frames: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Scores by which those go on that lead, and the others in canonical order where one of them is absent."""
+        levels = (float(m in self.config.look_lead) - 1e-3 * self.modalities.index(m) for m in present)
+        return {
+            m: torch.full(own.shape, x, device=own.device) for m, own, x in zip(present, frames, levels, strict=True)
+        }
 
     def _projects(self, pixels: int, sensors: int) -> tuple[Callable[[tuple[Segment, ...]], Project], frozenset[int]]:
         """What a trunk calls in a pass over so many pixels of all sensors, and the levels whose maps come out aligned."""

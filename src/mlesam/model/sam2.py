@@ -24,7 +24,7 @@ from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2Vision
 from mlesam.model.checkpoints import finite_or_raise, fit_or_raise, read_meta_checkpoint
 from mlesam.model.experts import LATERAL, Project, plain
 from mlesam.model.folder import Fit, read_folder
-from mlesam.model.foundation import After, Foundation, Loaded, decoder_config
+from mlesam.model.foundation import After, Foundation, Loaded, decoder_config, going_on
 
 NANO = Path(__file__).resolve().parents[1] / "weights" / "nano"
 """The pre-trained nano foundation, a ``transformers`` folder. Its card says how it was made."""
@@ -133,16 +133,15 @@ class Sam2Foundation(Foundation):
         x_RHWC = self.trunk.patch_embed(images_RCHW)
         x_RHWC = x_RHWC + self.position_embedding(x_RHWC.shape[1], x_RHWC.shape[2])
         ends = set(self.trunk.stage_ends)
-        outputs = []
+        outputs: list[Tensor] = []
+        x_RCHW, _ = going_on(after, 0, x_RHWC.permute(0, 3, 1, 2), outputs)
+        x_RHWC = x_RCHW.permute(0, 2, 3, 1)
         for index, block in enumerate(self.trunk.blocks):
             x_RHWC = self.run(run_block, block, x_RHWC, index, project)
             if index in ends:
+                x_RCHW, outputs = going_on(after, len(outputs) + 1, x_RHWC.permute(0, 3, 1, 2), outputs)
+                x_RHWC = x_RCHW.permute(0, 2, 3, 1)
                 outputs.append(x_RHWC)
-                left = None if after is None else after(len(outputs) - 1, x_RHWC.permute(0, 3, 1, 2))
-                if left is not None:
-                    rows, kept = left
-                    x_RHWC = kept.permute(0, 2, 3, 1)
-                    outputs = [*(output[rows] for output in outputs[:-1]), x_RHWC]
         return outputs
 
     def position_embedding(self, height: int, width: int) -> Tensor:

@@ -25,7 +25,7 @@ from mlesam.errors import DataError
 from mlesam.model.checkpoints import finite_or_raise
 from mlesam.model.experts import LATERAL, Project, plain
 from mlesam.model.folder import Fit, read_folder
-from mlesam.model.foundation import After, Foundation, Loaded, decoder_config
+from mlesam.model.foundation import After, Foundation, Loaded, decoder_config, going_on
 
 _LAYERS = {
     "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj", "proj": "attention.o_proj",
@@ -139,16 +139,16 @@ class SwinFoundation(Foundation):
         outputs: list[Tensor] = []
         with _projecting(project):
             x, size = self.trunk.embeddings(images_RCHW, interpolate_pos_encoding=True)
+        patches, _ = going_on(after, 0, x.transpose(1, 2).unflatten(2, size), outputs)
+        x = patches.flatten(2).transpose(1, 2)
         for stage in self.trunk.encoder.layers:
             x, output = self.run(_run_stage, stage, x, size, project)
-            outputs.append(output)
-            left = None if after is None else after(len(outputs) - 1, output)
-            if left is not None:
-                rows, kept = left
-                outputs = [*(output[rows] for output in outputs[:-1]), kept]
+            kept, outputs = going_on(after, len(outputs) + 1, output, outputs)
+            if kept is not output:
                 x = kept.flatten(2).transpose(1, 2)
                 merging: Any = stage.downsample
                 x = x if merging is None else merging(x, size)
+            outputs.append(kept)
             size = (size[0] // 2, size[1] // 2)
         return outputs
 

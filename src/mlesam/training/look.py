@@ -40,7 +40,8 @@ def owes_look(out: Path) -> bool:
     """Whether a run's model chooses sensors early and has not learned it yet."""
     run = Run.load(out)
     model = run.recipe.model
-    wanted = model.look is not None and len(run.sensors) > model.look_keep and (out / WEIGHTS).is_file()
+    chosen = model.look is not None and not model.look_lead and len(run.sensors) > model.look_keep
+    wanted = chosen and (out / WEIGHTS).is_file()
     return wanted and not load_metadata(out / WEIGHTS).get("look_fitted", False)
 
 
@@ -134,7 +135,7 @@ def _prices(model: MLESAM, sample: Sample, keep: int) -> Known | None:
     early: list[Tensor] = []
 
     def note(stage: int, map_RCHW: Tensor) -> None:
-        if model.config.look is not None and stage == model.config.look - 1:
+        if stage == model.config.look:
             early.append(seen(map_RCHW))
 
     batch = Batch.stack([sample]).to(device)
@@ -142,12 +143,7 @@ def _prices(model: MLESAM, sample: Sample, keep: int) -> Known | None:
     label = sample.label[None].to(device)
     losses = {}
     for chosen in combinations(features.modalities, keep):
-        if len(model.handovers):  # what those hand over that are left behind depends on who goes on
-            wanted = {m: torch.full((1,), float(m in chosen), device=device) for m in features.modalities}
-            own = model.encode(batch, scores=wanted)
-        else:
-            own = features.select(chosen)
-        logits = at_size(model.decode(own).logits, tuple(label.shape[-2:]))  # type: ignore[arg-type]
+        logits = at_size(model.decode(features.select(chosen)).logits, tuple(label.shape[-2:]))  # type: ignore[arg-type]
         losses[chosen] = balanced_loss(logits, label)
     least = min(losses.values())
     views = {s.modality: early[0][s.start].cpu().clone() for s in features.segments}
