@@ -24,7 +24,7 @@ def segmenter(**config: object) -> Segmenter:
     model = MLESAM({m: s.channels for m, s in SENSORS.items()}, 3, ModelConfig(rank=4, **config))  # type: ignore[arg-type]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(".b"):
+            if name.endswith(".b") or name.startswith("handovers."):
                 parameter.normal_(std=0.02)
     return Segmenter(model.merge(), SENSORS, CLASSES, device="cpu")
 
@@ -36,9 +36,12 @@ def scene(size: tuple[int, int] = (40, 64)) -> dict[str, np.ndarray]:
 
 
 @torch._dynamo.config.patch(recompile_limit=1)
-def test_sets_of_sensors_give_the_same() -> None:
+@pytest.mark.parametrize(
+    "config", [{}, {"look": 0, "look_lead": ("rgb", "lidar")}], ids=["all computed", "others hand over"]
+)
+def test_sets_of_sensors_give_the_same(config: dict[str, object]) -> None:
     """More of them than torch compiles by itself. What it captures is tested; that its code is right is torch's."""
-    plain, given = segmenter(), scene()
+    plain, given = segmenter(**config), scene()
     compiled = copy.deepcopy(plain).compile(backend="eager")
     for chosen in (("depth",), ("rgb", "thermal"), tuple(SENSORS)):
         inputs = {m: given[m] for m in chosen}

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import Sam2Config, Sam2Model
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2VisionConfig
 
@@ -344,6 +345,20 @@ def test_a_model_that_leaves_sensors_behind_is_exported_for_as_few(foundation: s
     looking.model.compute_in(torch.bfloat16)
     with pytest.raises(RequestError, match="another precision than float32"):
         export_model(looking, tmp_path / "model.pt2", "torch", modalities=["rgb"], size=SIZE)
+
+
+def test_sensors_that_hand_over_are_exported(foundation: str, tmp_path: Path) -> None:
+    config = ModelConfig(foundation=foundation, train="experts", rank=2, look=1, look_keep=1, look_lead=("depth",))
+    model = MLESAM({"rgb": 3, "depth": 1}, 3, config)
+    nn.init.normal_(model.handovers["rgb"].weight, std=0.1)  # type: ignore[arg-type]
+    leading = Segmenter(model, {m: sensor_spec(m) for m in ("rgb", "depth")}, CLASSES)
+    export_model(leading, tmp_path / "model.onnx", "onnx", size=SIZE)
+    images = random_scene(leading.sensors, SIZE)
+    found, (logits, weights) = load_exported(tmp_path / "model.onnx")(images), eager(leading, images)
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
+    np.testing.assert_allclose(found["weights"], weights, atol=1e-5)
+    blind, _ = eager(leading, {"depth": images["depth"]})
+    assert np.abs(blind - logits).max() > 1e-3, "what rgb handed over is in depth's map"
 
 
 def test_a_missing_package_is_named(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 A router that weighs finished maps saves no time by leaving one out. Here each sensor's early map is scored, and only a frame's
 ``keep`` best go on; the others are as if they were absent. Learned after the training (``training/look.py``), so that a model's
-other weights are those it had. Beyond the paper.
+other weights are those it had. Or it is settled beforehand which ones go on, and the others hand over to them what they saw,
+which the training teaches (``training/step.py``). Beyond the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,35 +84,27 @@ def seen(map_RCHW: Tensor) -> Tensor:
     return torch.cat([mean, variance.sqrt()], dim=1)
 
 
-class Looking:
-    """One pass through a trunk that scores its rows on the way and leaves some behind.
+class Pass:
+    """One pass through a trunk that may leave rows behind after a stage.
 
     Args:
-        given: scores of each segment's rows in the place of the looks'.
+        segments, frames, count: of the rows that it begins with, as :class:`mlesam.model.features.Features` has them.
+        projects: what computes the projections of a pass with these segments.
 
     Attributes:
-        early: they are left behind. False: all go on, and whoever decodes them leaves them out.
-        scores: (R,) of all rows, where none was left behind.
-        segments, frames: of the rows that are left, as :class:`mlesam.model.features.Features` has them.
-        rows: of those that the pass began with; None while all are left.
+        segments, frames: of the rows that are left. rows: which of those that it began with these are; None while all are left.
     """
 
     def __init__(
         self,
-        looks: nn.ModuleDict,
         stage: int,
         keep: int,
         segments: tuple[Segment, ...],
         frames: tuple[Tensor, ...],
         count: int,
         projects: Callable[[tuple[Segment, ...]], Project],
-        early: bool,
-        handovers: nn.ModuleDict,
-        given: Sequence[Tensor] | None = None,
     ) -> None:
-        self.early, self.handovers, self.given = early, handovers, given
-        self.scores: Tensor | None = None
-        self.looks, self.stage, self.keep = looks, stage, keep
+        self.stage, self.keep = stage, keep
         self.segments, self.frames, self.count = segments, frames, count
         self.rows: Tensor | None = None
         self._projects, self._project = projects, projects(segments)
@@ -121,39 +115,88 @@ class Looking:
         """The :data:`Project` of the rows that are left."""
         return self._project(index, names, x, weight, bias)
 
+    def _leave(self, rows: Tensor, segments: tuple[Segment, ...], frames: tuple[Tensor, ...]) -> None:
+        self.rows, self.segments, self.frames = rows, segments, frames
+        self._project = self._projects(segments)
+
+
+class Looking(Pass):
+    """The best go on, by the scores of their early maps.
+
+    Args:
+        early: the others are left behind. False: all go on, and whoever decodes them leaves them out.
+
+    Attributes:
+        scores: (R,) of all rows, where none was left behind.
+    """
+
+    def __init__(self, looks: nn.ModuleDict, early: bool, *rows: Any) -> None:
+        super().__init__(*rows)
+        self.looks, self.early = looks, early
+        self.scores: Tensor | None = None
+
     def after(self, stage: int, map_RCHW: Tensor) -> tuple[Tensor, Tensor] | None:
         """What a trunk calls after each stage: the rows that go on and their maps, None for all as they are."""
         if stage != self.stage or (self.early and len(self.segments) <= self.keep):
             return None
-        scores = self.given or self._scores(map_RCHW)
-        if not self.early:
-            self.scores = torch.cat(list(scores))
-            return None
-        before, owners = self.segments, self.frames
-        self.rows, self.segments, self.frames = best(scores, before, owners, self.count, self.keep)
-        self._project = self._projects(self.segments)
-        kept = map_RCHW[self.rows]
-        if len(self.handovers):
-            kept = kept + self._handed(map_RCHW, before, owners)[torch.cat(self.frames)]
-        return self.rows, kept
-
-    def _scores(self, map_RCHW: Tensor) -> list[Tensor]:
         parts = seen(map_RCHW).split([s.rows for s in self.segments])
-        return [self.looks[s.modality](part) for s, part in zip(self.segments, parts, strict=True)]
-
-    def _handed(self, map_RCHW: Tensor, segments: Sequence[Segment], frames: Sequence[Tensor]) -> Tensor:
-        """(B, C, H, W), of each frame what those that are left behind hand over."""
+        scores = [self.looks[s.modality](part) for s, part in zip(self.segments, parts, strict=True)]
+        if not self.early:
+            self.scores = torch.cat(scores)
+            return None
+        self._leave(*best(scores, self.segments, self.frames, self.count, self.keep))
         assert self.rows is not None
-        behind = torch.ones(len(map_RCHW), dtype=torch.bool, device=map_RCHW.device)
+        return self.rows, map_RCHW[self.rows]
+
+
+class Leading(Pass):
+    """Those go on that lead, and in canonical order others where one of them is absent; all others hand over to them."""
+
+    def __init__(self, handovers: nn.ModuleDict, lead: Collection[str], *rows: Any) -> None:
+        super().__init__(*rows)
+        self.handovers = handovers
+        self.order = sorted((s.modality for s in self.segments), key=lambda m: m not in lead)  # a stable sort
+
+    def after(self, stage: int, map_RCHW: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As :meth:`Looking.after`."""
+        if stage != self.stage or len(self.segments) <= self.keep:
+            return None
+        maps_RHWC, before, owners = map_RCHW.permute(0, 2, 3, 1), self.segments, self.frames
+        if all(
+            len(own) == self.count for own in owners
+        ):  # nothing then differs from frame to frame, so that a graph can hold it
+            places = [i for i, s in enumerate(before) if s.modality in self.order[: self.keep]]
+            left, rows = _side_by_side([before[i] for i in places])
+            self._leave(rows.to(map_RCHW.device), left, tuple(owners[i] for i in places))
+            behind = [s for i, s in enumerate(before) if i not in places]
+            handed = torch.stack([self.handovers[s.modality](maps_RHWC[s.start : s.stop]) for s in behind]).sum(dim=0)
+        else:
+            ranks = (float(self.order.index(s.modality)) for s in before)
+            scores = [torch.full(own.shape, -x, device=own.device) for own, x in zip(owners, ranks, strict=True)]
+            self._leave(*best(scores, before, owners, self.count, self.keep))
+            handed = self._handed(maps_RHWC, before, owners)
+        assert self.rows is not None
+        kept = maps_RHWC[self.rows] + handed[torch.cat(self.frames)]
+        return self.rows, kept.permute(0, 3, 1, 2)
+
+    def _handed(self, maps_RHWC: Tensor, segments: Sequence[Segment], frames: Sequence[Tensor]) -> Tensor:
+        """(B, H, W, C), of each frame what those that are left behind hand over."""
+        behind = torch.ones(len(maps_RHWC), dtype=torch.bool, device=maps_RHWC.device)
         behind[self.rows] = False
-        channels_last = map_RCHW.permute(0, 2, 3, 1)
-        handed = channels_last.new_zeros(self.count, *channels_last.shape[1:])
+        handed = maps_RHWC.new_zeros(self.count, *maps_RHWC.shape[1:])
         for segment, own in zip(segments, frames, strict=True):
             left = torch.nonzero(behind[segment.start : segment.stop])[:, 0]
             if len(left):
-                given = self.handovers[segment.modality](channels_last[segment.start + left])
+                given = self.handovers[segment.modality](maps_RHWC[segment.start + left])
                 handed = handed.index_add(0, own[left], given)
-        return handed.permute(0, 3, 1, 2)
+        return handed
+
+
+def _side_by_side(segments: Sequence[Segment]) -> tuple[tuple[Segment, ...], Tensor]:
+    """Segments of a pass with these alone, and the rows that they were."""
+    stops = list(accumulate(s.rows for s in segments))
+    rows = [row for s in segments for row in range(s.start, s.stop)]
+    return tuple(Segment(s.modality, n - s.rows, n) for s, n in zip(segments, stops, strict=True)), torch.tensor(rows)
 
 
 def best(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from mlesam.model.experts import SHARED, Experts, Project, Segment
 from mlesam.model.features import Features
 from mlesam.model.foundation import LEVEL_STRIDES, After, load_foundation
 from mlesam.model.heads import MaskHead, PyramidHead
-from mlesam.model.look import Handover, Look, Looking
+from mlesam.model.look import Handover, Leading, Look, Looking
 from mlesam.model.merged import Merged
 from mlesam.model.reliability import Reliability, agreement, answer_signs, frame_signs
 from mlesam.model.router import Router
@@ -252,15 +252,14 @@ class MLESAM(nn.Module):
         batch: Batch,
         after: After | None = None,
         early: bool = False,
-        scores: Mapping[str, Tensor] | None = None,
     ) -> Features:
         """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed.
 
         Args:
             after: called after each of the trunk's stages, to see its map; all sensors are computed then.
-            early: with ``model.look``, those that promise least are left behind on the way, for who decodes what comes back and
-                no part of it. Without it :meth:`decode` leaves them out, so that any set of sensors gives what it gives alone.
-            scores: ``{modality: (n,)}``, to choose by in the place of what the model sees; sensors are left behind early then.
+            early: with ``model.look``, those that promise least or do not lead are left behind on the way, for who decodes what
+                comes back and no part of it. Without it :meth:`decode` leaves them out, so that any set of sensors gives what
+                it gives alone.
         """
         unknown = [m for m in batch.images if m not in self.modalities]
         if unknown:
@@ -280,7 +279,6 @@ class MLESAM(nn.Module):
         segments_ = tuple(segments)
         images = tuple(batch.images[m] for m in present)
         frames = tuple(batch.frames[m].to(images[0].device) for m in present)
-        early = early or scores is not None
         if len(self.handovers) and not (early or self.training or after):
             return Features((), segments_, frames, len(batch), (height, width), images=images)
         maps, signs = [], []
@@ -294,16 +292,14 @@ class MLESAM(nn.Module):
         seen = torch.cat(signs) if signs else None
         promised = None
         projects, aligned = self._projects(sum(m[0, 0].numel() * len(m) for m in maps), len(maps))
-        if scores is None and len(self.handovers) and not self.training:
-            scores = self._lead(present, frames)
-        ready = len(self.looks) and all(self.looks[m].ready for m in present) and not self.training
-        if (ready or scores is not None) and after is None:
-            stage, keep = self.config.look or 0, self.config.look_keep
-            given = None if scores is None else [scores[m] for m in present]
-            rows = segments_, frames, len(batch)
-            pass_ = Looking(self.looks, stage, keep, *rows, projects, early, self.handovers, given)
+        looking = not self.training and len(self.looks) and all(self.looks[m].ready for m in present)
+        leading = early and len(self.handovers)
+        if after is None and (looking or leading):
+            rows = self.config.look or 0, self.config.look_keep, segments_, frames, len(batch), projects
+            looks = Looking(self.looks, early, *rows) if looking else None
+            pass_ = looks or Leading(self.handovers, self.config.look_lead, *rows)
             levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
-            segments_, frames, promised = pass_.segments, pass_.frames, pass_.scores
+            segments_, frames, promised = pass_.segments, pass_.frames, None if looks is None else looks.scores
             seen = seen if seen is None or pass_.rows is None else seen[pass_.rows]
         elif set(present).isdisjoint(self.config.half):
             levels = self.foundation(_stacked(maps), projects(segments_), after)
@@ -311,13 +307,6 @@ class MLESAM(nn.Module):
             levels = self._at_two_sizes(dict(zip(present, maps, strict=True)), projects)
         levels = self.aligners(levels, segments_, aligned)
         return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen, promised)
-
-    def _lead(self, present: Sequence[str], frames: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Scores by which those go on that lead, and the others in canonical order where one of them is absent."""
-        levels = (float(m in self.config.look_lead) - 1e-3 * self.modalities.index(m) for m in present)
-        return {
-            m: torch.full(own.shape, x, device=own.device) for m, own, x in zip(present, frames, levels, strict=True)
-        }
 
     def _projects(self, pixels: int, sensors: int) -> tuple[Callable[[tuple[Segment, ...]], Project], frozenset[int]]:
         """What a trunk calls in a pass over so many pixels of all sensors, and the levels whose maps come out aligned."""

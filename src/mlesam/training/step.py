@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,14 +14,6 @@ from mlesam.model.features import Features
 from mlesam.model.mlesam import MLESAM, Output
 from mlesam.sample import Batch, Broken
 from mlesam.training.loss import divergence, ohem_cross_entropy
-
-
-@dataclass(frozen=True)
-class Led:
-    """A batch of which sensors are left behind on the way, and ``{modality: (n,)}`` scores of its rows to choose by."""
-
-    batch: Batch
-    scores: Mapping[str, Tensor]
 
 
 class Step(nn.Module):
@@ -40,7 +32,7 @@ class Step(nn.Module):
         self,
         batch: Batch,
         subsets: Sequence[Mapping[str, Tensor]] = (),
-        led: Led | None = None,
+        led: Batch | None = None,
     ) -> dict[str, Tensor]:
         """Losses of the full-sensor pass, of passes that keep the rows in each of ``subsets`` alone, and of one with the sensors
         that are broken in the place of the sound ones; and of a pass of its own that leaves sensors behind, see :func:`led_pass`.
@@ -58,7 +50,7 @@ class Step(nn.Module):
             others = torch.stack([torch.stack(pair) for pair in pairs[1:]]).mean(dim=0)
             mask, pyramid = (mask + others[0]) / 2, (pyramid + others[1]) / 2
         if led is not None:
-            own = self._both(self.model.decode(self.model.encode(led.batch, scores=led.scores)), labels)
+            own = self._both(self.model.decode(self.model.encode(led, early=True)), labels)
             mask, pyramid = (mask + own[0]) / 2, (pyramid + own[1]) / 2
         losses = {"mask_loss": mask, "pyramid_loss": pyramid}
         loss = config.mask_loss * mask + config.pyramid_loss * pyramid
@@ -108,14 +100,9 @@ def rows_to_keep(batch: Batch, probability: float, rng: np.random.Generator) -> 
     }
 
 
-def led_pass(model: MLESAM, batch: Batch, rng: np.random.Generator) -> Led | None:
-    """The pass in which those sensors go on that lead, and sensors drawn at random where one of them is absent. Every other one
-    has the broken sensors in the place of the sound ones, for what these hand over. None where none hands over."""
+def led_pass(model: MLESAM, batch: Batch, rng: np.random.Generator) -> Batch | None:
+    """What is given to the pass in which some sensors lead and the others hand over; None where none does. Every other time it
+    has the broken sensors in the place of the sound ones, since they hand over as well."""
     if not len(model.handovers):
         return None
-    batch = batch.with_broken() if batch.broken is not None and rng.random() < 0.5 else replace(batch, broken=None)
-    scores = {}
-    for modality, frames in batch.frames.items():
-        drawn = rng.random(len(frames)) + 2.0 * (modality in model.config.look_lead)
-        scores[modality] = torch.from_numpy(drawn).float().to(frames.device)
-    return Led(batch, scores)
+    return batch.with_broken() if batch.broken is not None and rng.random() < 0.5 else replace(batch, broken=None)
