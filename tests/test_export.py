@@ -348,17 +348,18 @@ def test_a_model_that_leaves_sensors_behind_is_exported_for_as_few(foundation: s
 
 
 def test_sensors_that_hand_over_are_exported(foundation: str, tmp_path: Path) -> None:
-    config = ModelConfig(foundation=foundation, train="experts", rank=2, look=1, look_keep=1, look_lead=("depth",))
-    model = MLESAM({"rgb": 3, "depth": 1}, 3, config)
-    nn.init.normal_(model.handovers["rgb"].weight, std=0.1)  # type: ignore[arg-type]
-    leading = Segmenter(model, {m: sensor_spec(m) for m in ("rgb", "depth")}, CLASSES)
+    config = ModelConfig(foundation=foundation, train="experts", rank=2, look=1, look_keep=1, look_lead=("thermal",))
+    model = MLESAM({"depth": 1, "thermal": 1}, 3, config)
+    nn.init.normal_(model.handovers["depth"].weight, std=0.1)  # type: ignore[arg-type]
+    sensors = {m: SENSORS[m] for m in ("depth", "thermal")}
+    leading = Segmenter(model, sensors, CLASSES, calibration=Calibration(0.5))
     export_model(leading, tmp_path / "model.onnx", "onnx", size=SIZE)
-    images = random_scene(leading.sensors, SIZE)
+    images = scene("depth", "thermal")
     found, (logits, weights) = load_exported(tmp_path / "model.onnx")(images), eager(leading, images)
     np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
     np.testing.assert_allclose(found["weights"], weights, atol=1e-5)
-    blind, _ = eager(leading, {"depth": images["depth"]})
-    assert np.abs(blind - logits).max() > 1e-3, "what rgb handed over is in depth's map"
+    blind, _ = eager(leading, {"thermal": images["thermal"]})
+    assert np.abs(blind - logits).max() > 1e-3, "what depth handed over is in thermal's map"
 
 
 def test_a_missing_package_is_named(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
