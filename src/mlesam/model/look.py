@@ -124,7 +124,7 @@ class Looking(Pass):
     """The best go on, by the scores of their early maps.
 
     Args:
-        early: the others are left behind. False: all go on, and whoever decodes them leaves them out.
+        early: the others are left behind. False: all go on, and whoever decodes them leaves them out. rows: of a :class:`Pass`.
 
     Attributes:
         scores: (R,) of all rows, where none was left behind.
@@ -150,7 +150,11 @@ class Looking(Pass):
 
 
 class Leading(Pass):
-    """Those go on that lead, and in canonical order others where one of them is absent; all others hand over to them."""
+    """Those go on that lead, and in canonical order others where one of them is absent; all others hand over to them.
+
+    Args:
+        lead: names of sensors. rows: as of a :class:`Pass`.
+    """
 
     def __init__(self, handovers: nn.ModuleDict, lead: Collection[str], *rows: Any) -> None:
         super().__init__(*rows)
@@ -162,9 +166,8 @@ class Leading(Pass):
         if stage != self.stage or len(self.segments) <= self.keep:
             return None
         maps_RHWC, before, owners = map_RCHW.permute(0, 2, 3, 1), self.segments, self.frames
-        if all(
-            len(own) == self.count for own in owners
-        ):  # nothing then differs from frame to frame, so that a graph can hold it
+        # Where every frame has every sensor nothing differs from frame to frame, so that a fixed graph can hold it.
+        if all(len(own) == self.count for own in owners):
             places = [i for i, s in enumerate(before) if s.modality in self.order[: self.keep]]
             left, rows = _side_by_side([before[i] for i in places])
             self._leave(rows.to(map_RCHW.device), left, tuple(owners[i] for i in places))

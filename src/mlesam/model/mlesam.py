@@ -165,9 +165,8 @@ class MLESAM(nn.Module):
         weighed = self.modalities if config.reliability and len(self.modalities) > 1 else ()
         self.reliability = nn.ModuleDict({m: Reliability() for m in weighed})
         looking = self.modalities if config.look is not None and len(self.modalities) > config.look_keep else ()
-        early = self.foundation.lateral(max(config.look or 0, 1) - 1)[0].shape[
-            1
-        ]  # patches are as wide as the first stage
+        first = max(config.look or 0, 1) - 1  # embedded patches are as wide as the first stage
+        early = self.foundation.lateral(first)[0].shape[1]
         self.looks = nn.ModuleDict({m: Look(early) for m in looking if not config.look_lead})
         self.handovers = nn.ModuleDict({m: Handover(early) for m in looking if config.look_lead})
         if config.mask_decoder == "freeze":
