@@ -151,9 +151,7 @@ def folded(weight_OI: Tensor, names: Sequence[str], updates: Updates) -> Tensor:
     for name, part in zip(names, weight_OI.chunk(len(names)), strict=True):
         part_MoI = part.expand(count, -1, -1)
         if name in updates:
-            own = updates[name]
-            b_Mor, a_MrI = torch.stack([update.b for update in own]), torch.stack([update.a for update in own])
-            part_MoI = torch.baddbmm(part_MoI, b_Mor.to(part.dtype), a_MrI.to(part.dtype), alpha=own[0].scale)
+            part_MoI = part + torch.stack([update.matrix() for update in updates[name]]).to(part.dtype)
         parts.append(part_MoI)
     return torch.cat(parts, dim=1)
 

@@ -137,7 +137,7 @@ class Router(nn.Module):
 
 
 def _level(maps_NCHW: Tensor) -> Tensor:
-    """(N,) root mean square of each map, times the root of its size."""
+    """(N,) length of each map as one vector; of maps of one size these compare as their root mean squares do."""
     return torch.linalg.vector_norm(maps_NCHW, dim=(1, 2, 3))
 
 

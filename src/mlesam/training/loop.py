@@ -196,9 +196,8 @@ class Trainer:
         drawn = [rows_to_keep(batch, self.config.modality_dropout, rng) for _ in range(self.config.subsets)]
         return [{m: k.to(self.accelerator.device) for m, k in rows.items()} for rows in drawn if rows is not None]
 
-    def _rng(self, *parts: int) -> np.random.Generator:
-        """Of this step and process; ``parts``: the micro-batch and, where there are several draws, what it is for."""
-        micro, *purpose = parts
+    def _rng(self, micro: int, *purpose: int) -> np.random.Generator:
+        """Of this step, process and micro-batch; ``purpose`` tells several draws apart."""
         seed = self.prepared.recipe.seed
         return np.random.default_rng([seed, self.step, micro, self.accelerator.process_index, *purpose])
 
