@@ -140,6 +140,21 @@ def test_the_one_that_lies_agrees_least() -> None:
     assert found[:, :12].argmin(dim=0).tolist() == [1] * 12
 
 
+def test_a_map_that_shows_nothing_correlates_with_none() -> None:
+    """What is left of it without its mean is rounding, and rounding is no opinion."""
+    pattern = torch.randn(1, 8, 1, 1, generator=torch.Generator().manual_seed(3)).expand(1, 8, 6, 6) * 0.3
+    living = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(4))
+    maps = torch.cat([pattern, living[:1], living[:1] + 5])
+    segments = tuple(Segment(name, place, place + 1) for place, name in enumerate(("rgb", "depth", "lidar")))
+    answers = living[:1].softmax(dim=1).expand(3, -1, -1, -1)
+    found = agreement([maps, maps], answers, segments, [torch.tensor([0])] * 3, 1)
+    correlations = found[:, [1, 3]]  # the mean over the other sensors, of either map
+    assert correlations[0].eq(0).all()
+    torch.testing.assert_close(
+        correlations[1:], torch.full((2, 2), 0.5), rtol=0, atol=1e-4
+    )  # 0 with it, 1 with each other
+
+
 def test_how_sure_an_answer_is_against_scipy() -> None:
     answers = torch.randn(3, 5, 4, 6).softmax(dim=1)
     answers[2] = torch.eye(5)[1][:, None, None]  # sure of one class everywhere

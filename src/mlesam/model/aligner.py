@@ -61,7 +61,7 @@ class Aligners(nn.ModuleDict):
     def folded(
         self, modalities: Sequence[str], foundation: Foundation, stage: int, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Weight (M, O, I) and bias (M, O) of a stage's projection to the pyramid with each sensor's aligner behind it:
+        """Weight (M, I, O) and bias (M, O) of a stage's projection to the pyramid with each sensor's aligner behind it:
         (1 + L) (W x + b) + c."""
         level = (foundation.stage_levels or ())[stage]
         own = [cast(nn.Linear, cast(Aligner, self[m]).levels[level]) for m in modalities]
@@ -70,7 +70,7 @@ class Aligners(nn.ModuleDict):
         biases = bias + matrix @ bias
         if stage == level:  # where two stages' maps are added up, one of them brings the constant
             biases = biases + torch.stack([layer.bias for layer in own])
-        return weights, biases
+        return weights.transpose(1, 2), biases
 
     def sooner_folded(self, foundation: Foundation, tokens: int, sensors: int) -> frozenset[int]:
         """The levels at which folding takes fewer products than a pass over the finished maps, gradients included: it does where

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlesam.model.aligner import Aligners
-from mlesam.model.experts import LATERAL, Experts, Project, Segment, folded, grouped, plain
+from mlesam.model.experts import LATERAL, Experts, Project, Segment, Updates, folded, grouped, plain
 from mlesam.model.foundation import Foundation
 
 
@@ -35,16 +35,25 @@ class Merged(nn.Module):
             for names in foundation.fused:
                 updates = experts.updates(owners, index, names)
                 if updates:
-                    weight = torch.cat([foundation.weight(index, name) for name in names])
-                    self._add(index, names, folded(weight, names, updates), None)
+                    self._add(index, names, self._weights(foundation, index, names, updates), None)
         for stage in range(len(foundation.stage_levels or ()) if len(aligners) else 0):
             made = aligners.folded(self.modalities, foundation, stage, *foundation.lateral(stage))
             self._add(foundation.depth + stage, (LATERAL,), *made)
 
-    def _add(self, index: int, names: tuple[str, ...], weight_MOI: Tensor, bias_MO: Tensor | None) -> None:
+    @staticmethod
+    def _weights(foundation: Foundation, index: int, names: Sequence[str], updates: Updates) -> Tensor:
+        """(M, I, O) of the fused projections ``names``."""
+        count = len(next(iter(updates.values())))
+        parts = []
+        for name in names:
+            own_OI = foundation.weight(index, name)
+            parts.append(folded(own_OI, updates[name]) if name in updates else own_OI.t().expand(count, -1, -1))
+        return torch.cat(parts, dim=2)
+
+    def _add(self, index: int, names: tuple[str, ...], weight_MIO: Tensor, bias_MO: Tensor | None) -> None:
         name = f"{index}-{'-'.join(names)}"
         self._made[index, names] = name
-        self.register_buffer(f"{name}-weight", weight_MOI, persistent=False)
+        self.register_buffer(f"{name}-weight", weight_MIO.contiguous(), persistent=False)
         self.register_buffer(f"{name}-bias", bias_MO, persistent=False)
 
     def on(self, segments: tuple[Segment, ...]) -> Project:

@@ -35,37 +35,42 @@ def frame_signs(image_RCHW: Tensor) -> Tensor:
     (dead rows, drift); weight of the outliers (salt and pepper).
     """
     grey = image_RCHW.detach().float().mean(dim=1)
-    mean = grey.mean(dim=(1, 2), keepdim=True)
-    deviation = (grey - mean).square().mean(dim=(1, 2), keepdim=True).sqrt()
-    low, high = grey.amin(dim=(1, 2), keepdim=True), grey.amax(dim=(1, 2), keepdim=True)
+    height, width = grey.shape[1:]
+    mean = grey.mean(dim=(1, 2))
+    centred = grey - mean[:, None, None]
+    squared = centred.square()
+    deviation = squared.mean(dim=(1, 2)).sqrt()
+    scale = 1 / (deviation + 1e-3)  # what is linear is taken to unit spread in the end, which spares a pass
+    lowest, highest = torch.aminmax(grey, dim=2)
+    low, high = lowest.amin(dim=1), highest.amax(dim=1)
     reach = 1e-3 * (high - low)
-    z = (grey - mean) / (deviation + 1e-3)
-    around = _three(_three(z, 1), 2)  # the mean of 3x3, a third of the time of a pooling
-    flat_rows = (grey.amax(dim=2) - grey.amin(dim=2) <= reach[:, :, 0]).float()
+    around = _three(_three(centred, 1), 2) / (
+        _three(grey.new_ones(height), 0)[:, None] * _three(grey.new_ones(width), 0)
+    )
     signs = [
-        mean[:, 0, 0], deviation[:, 0, 0],
-        (grey <= low + reach).float().mean(dim=(1, 2)), (grey >= high - reach).float().mean(dim=(1, 2)),
-        _steps(z, 2), _steps(z, 1), (z - around).abs().mean(dim=(1, 2)),
-        z.mean(dim=2).square().mean(dim=1).sqrt(), flat_rows.mean(dim=1), z.square().square().mean(dim=(1, 2)).sqrt(),
+        mean, deviation,
+        _share(grey <= (low + reach)[:, None, None]), _share(grey >= (high - reach)[:, None, None]),
+        scale * _size(centred.diff(dim=2)), scale * _size(centred.diff(dim=1)), scale * _size(centred - around),
+        scale * centred.mean(dim=2).square().mean(dim=1).sqrt(), (highest - lowest <= reach[:, None]).float().mean(dim=1),
+        scale.square() * squared.square().mean(dim=(1, 2)).sqrt(),
     ]  # fmt: skip
     stacked = torch.stack(signs, dim=1)
     return stacked.sign() * stacked.abs().log1p()
 
 
-def _three(z: Tensor, dim: int) -> Tensor:
-    """The mean of each number and of its neighbours along a dimension; at an end there is one neighbour, or none."""
-
-    def total(x: Tensor) -> Tensor:
-        return sum((x.narrow(dim, start, z.shape[dim]) for start in (1, 2)), x.narrow(dim, 0, z.shape[dim]))
-
-    beside = [0, 0] * (z.ndim - 1 - dim) + [1, 1]
-    return total(F.pad(z, beside)) / total(F.pad(torch.ones_like(z[:1]), beside))
+def _three(x: Tensor, dim: int) -> Tensor:
+    """The sum of each number and of its neighbours along a dimension; at an end there is one neighbour, or none."""
+    padded = F.pad(x, [0, 0] * (x.ndim - 1 - dim) + [1, 1])
+    return padded.narrow(dim, 0, x.shape[dim]) + x + padded.narrow(dim, 2, x.shape[dim])
 
 
-def _steps(z: Tensor, dim: int) -> Tensor:
-    if z.shape[dim] < 2:
-        return z.new_zeros(len(z))
-    return z.diff(dim=dim).abs().mean(dim=(1, 2))
+def _share(there_RHW: Tensor) -> Tensor:
+    return there_RHW.float().mean(dim=(1, 2))
+
+
+def _size(x_RHW: Tensor) -> Tensor:
+    """(R,) mean of the amounts; 0 where there is none."""
+    return x_RHW.abs().mean(dim=(1, 2)) if min(x_RHW.shape[1:]) else x_RHW.new_zeros(len(x_RHW))
 
 
 def answer_signs(probabilities_RKHW: Tensor) -> Tensor:
@@ -108,17 +113,17 @@ def agreement(
         x_BML = by_frame(x_RPC, frames, count).flatten(2)
         return x_BML @ x_BML.transpose(1, 2)
 
-    def correlation(x_RPC: Tensor) -> Tensor:
-        """(B, M, M) of whole maps, without each channel's mean."""
-        return _cosines(products(x_RPC - x_RPC.mean(dim=1, keepdim=True)))
-
     numbers = []
     for x_RPC in (_pixels(m) for m in maps):
         x_BPMC = by_frame(x_RPC, frames, count).transpose(1, 2)
-        numbers += [_cosines(x_BPMC @ x_BPMC.transpose(2, 3)).mean(dim=1), correlation(x_RPC)]
+        pixels_BPMM = x_BPMC @ x_BPMC.transpose(2, 3)
+        # Without each channel's mean: from the products at hand, which reads the maps no second time.
+        own = products(x_RPC.mean(dim=1, keepdim=True)) * x_RPC.shape[1]
+        numbers += [_cosines(pixels_BPMM).mean(dim=1), _correlation(pixels_BPMM.sum(dim=1), own)]
     p_RPK = _pixels(probabilities_RKHW)
-    chance, agreed = products(p_RPK.mean(dim=1, keepdim=True)), products(p_RPK) / p_RPK.shape[1]
-    numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), correlation(p_RPK)]
+    mean_R1K = p_RPK.mean(dim=1, keepdim=True)
+    chance, agreed = products(mean_R1K), products(p_RPK) / p_RPK.shape[1]
+    numbers += [(agreed - chance) / (1 - chance).clamp(min=1e-3), _cosines(products(p_RPK - mean_R1K))]
     found_BMM6 = torch.stack(numbers, dim=-1)
     frame_R, sensor_R = torch.cat(list(frames)), torch.cat([torch.full_like(f, i) for i, f in enumerate(frames)])
     there_BM = by_frame(torch.ones_like(frame_R, dtype=torch.bool), frames, count)
@@ -140,6 +145,16 @@ def _cosines(products_MM: Tensor) -> Tensor:
     """Of the products of vectors with each other (..., M, M) those of the vectors brought to length 1."""
     length = products_MM.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().clamp(min=1e-12)
     return products_MM / length[..., :, None] / length[..., None, :]
+
+
+def _correlation(products_MM: Tensor, of_means_MM: Tensor) -> Tensor:
+    """Cosines of vectors without their means, from the products with and of the means. What is left of a length where rounding
+    is all that differs counts as nothing."""
+    left_MM = products_MM - of_means_MM
+    rounding_M = 1e-6 * products_MM.diagonal(dim1=-2, dim2=-1)
+    constant_M = left_MM.diagonal(dim1=-2, dim2=-1) <= rounding_M
+    found_MM = _cosines(left_MM).clamp(-1, 1)
+    return torch.where(constant_M[..., :, None] | constant_M[..., None, :], 0.0, found_MM)
 
 
 class Reliability(nn.Module):
