@@ -85,11 +85,10 @@ WIDE = 110
 
 def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """The rows as a table; further baselines of a row stand below it."""
-    view = Table(
-        title="ratio = time / baseline's time; in brackets the least and the greatest of a round", title_justify="left"
-    )
-    heads = ("ratio", "baseline", "ms", "baseline's", "peak MiB", "baseline's")
-    heads = heads if console.width >= WIDE else heads[:3]  # names whole rather than columns cut
+    wide = console.width >= WIDE  # else what fits: names whole rather than columns cut
+    title = "ratio = time / baseline's time" + ("; in brackets the least and the greatest of a round" if wide else "")
+    view = Table(title=title, title_justify="left")
+    heads = ("ratio", "baseline", "ms", "baseline's", "peak MiB", "baseline's")[: None if wide else 3]
     view.add_column("result", no_wrap=True)
     for head in heads:
         view.add_column(head, justify="left" if head == "baseline" else "right", no_wrap=True)
@@ -97,7 +96,7 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         for name, own in ((row["name"], row), *(("", other) for other in row.get("against", {}).values())):
             _, low, high = own.get("ratio_by_round", (None, None, None))
             cells = (
-                f"{own['ratio']:.3f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]"),
+                f"{own['ratio']:.3f}" + (f" [{low:.2f}, {high:.2f}]" if wide and low is not None else ""),
                 escape(own["baseline"]),
                 f"{1e3 * own['seconds']:,.1f}",
                 f"{1e3 * own['baseline_seconds']:,.1f}",
