@@ -145,7 +145,7 @@ Updates = Mapping[str, Sequence[LowRank]]
 
 
 def folded(weight_OI: Tensor, updates: Sequence[LowRank]) -> Tensor:
-    """(M, I, O) each sensor's own weight W + s B A of a projection, transposed: products with few rows are faster so."""
+    """(M, I, O) each sensor's own weight W + s B A of a projection, transposed."""
     a_MRI = torch.stack([update.a for update in updates]).to(weight_OI.dtype)
     b_MOR = torch.stack([update.b for update in updates]).to(weight_OI.dtype)
     return torch.baddbmm(weight_OI.expand(len(updates), -1, -1), b_MOR, a_MRI, alpha=updates[0].scale).transpose(1, 2)
