@@ -61,7 +61,7 @@ def test_naive_gives_the_maps_of_transformers_with_merged_weights() -> None:
         merged = copy.deepcopy(model.foundation)
         for index, block in enumerate(model.experts.of(modality).blocks):
             for name, update in block.items():  # type: ignore[operator]
-                merged.weight(index, name).add_(update.matrix())
+                merged.weight(index, name).add_(update.b @ update.a, alpha=update.scale)
         state = {f"backbone.{n}": t for n, t in merged.trunk.state_dict().items()}  # type: ignore[union-attr]
         state |= {f"neck.{n}": t for n, t in merged.neck.state_dict().items()}  # type: ignore[union-attr]
         expected = vision(state)(pixel_values=image).fpn_hidden_states

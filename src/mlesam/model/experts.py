@@ -65,10 +65,6 @@ class LowRank(nn.Module):
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return F.linear(F.linear(x, self.a), self.b) * self.scale
 
-    def matrix(self) -> Tensor:
-        """(outputs, inputs), what it adds to the projection's weight."""
-        return (self.b @ self.a) * self.scale
-
 
 class Expert(nn.Module):
     """The low-rank updates of a whole trunk.
