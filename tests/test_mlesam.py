@@ -196,6 +196,40 @@ def test_the_trunk_runs_once_and_never_sees_an_absent_row(model: MLESAM) -> None
     assert seen == [sum(len(s.images) for s in samples), 1]
 
 
+class OfImages(torch.nn.Module):
+    """From pictures alone to logits alone, as an exported graph has it."""
+
+    def __init__(self, model: MLESAM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: dict[str, Tensor]) -> Tensor:
+        return self.model(images).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("half", [(), ("lidar",)])
+def test_large_maps_go_through_the_trunk_sensor_by_sensor_to_the_same_end(
+    foundation: str, half: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU alone, and in a graph that is exported never: it would hold the trunk once for each sensor."""
+    model = build(foundation, half=half)
+    batch = Batch.stack(mixed())
+    passes: list[int] = []
+    model.foundation.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    together = model(batch)
+    assert len(passes) == 1 + bool(half)
+    passes.clear()
+    monkeypatch.setattr("mlesam.model.mlesam.TOGETHER", 0)
+    alone = model(batch)
+    assert passes == [len(batch.images[m]) for m in model.modalities]
+    torch.testing.assert_close(alone.logits, together.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone.shares, together.shares, rtol=0, atol=1e-6)
+    passes.clear()
+    torch.export.export(OfImages(model), (images(count=1),))
+    assert len(passes) == 1 + bool(half)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["mean", "routed", "mean+routed"])
 def test_one_sensors_fused_map_is_its_own_map_exactly(foundation: str, fusion: str) -> None:

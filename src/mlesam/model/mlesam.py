@@ -77,6 +77,11 @@ def _valid(size: tuple[int, int]) -> list[tuple[int, int]]:
     return [(math.ceil(size[0] / stride), math.ceil(size[1] / stride)) for stride in LEVEL_STRIDES]
 
 
+TOGETHER = 2**19
+"""Pixels of all sensors up to which a CPU takes them through the trunk in one pass. Beyond, products are large enough anyway, and
+the maps of one sensor at a time stay nearer to it: docs/performance.md."""
+
+
 def _stacked(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -252,7 +257,8 @@ class MLESAM(nn.Module):
         after: After | None = None,
         early: bool = False,
     ) -> Features:
-        """All present sensors of a batch through the trunk, as one stacked pass. Absent ones are never computed.
+        """All present sensors of a batch through the trunk, as one stacked pass, or one for each sensor (:data:`TOGETHER`).
+        Absent ones are never computed.
 
         Args:
             after: called after each of the trunk's stages, to see its map; all sensors are computed then.
@@ -300,10 +306,10 @@ class MLESAM(nn.Module):
             levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
             segments_, frames, promised = pass_.segments, pass_.frames, None if looks is None else looks.scores
             seen = seen if seen is None or pass_.rows is None else seen[pass_.rows]
-        elif set(present).isdisjoint(self.config.half):
+        elif after is not None:
             levels = self.foundation(_stacked(maps), projects(segments_), after)
         else:
-            levels = self._at_two_sizes(dict(zip(present, maps, strict=True)), projects)
+            levels = self._levels(dict(zip(present, maps, strict=True)), projects)
         levels = self.aligners(levels, segments_, aligned)
         return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen, promised)
 
@@ -318,22 +324,32 @@ class MLESAM(nn.Module):
 
         return projects, levels
 
-    def _at_two_sizes(
-        self, maps: Mapping[str, Tensor], projects: Callable[[tuple[Segment, ...]], Project]
-    ) -> list[Tensor]:
-        """The levels of all sensors, those of ``config.half`` from a pass of their own at half the size."""
+    def _levels(self, maps: Mapping[str, Tensor], projects: Callable[[tuple[Segment, ...]], Project]) -> list[Tensor]:
+        """The levels of all sensors, stacked."""
         found: dict[str, list[Tensor]] = {}
-        for half in (False, True):
-            own = {m: F.avg_pool2d(x, 2) if half else x for m, x in maps.items() if (m in self.config.half) == half}
-            if not own:
-                continue
+        passes = self._passes(maps)
+        for modalities in passes:
+            half = modalities[0] in self.config.half
+            own = {m: F.avg_pool2d(maps[m], 2) if half else maps[m] for m in modalities}
             stops = list(itertools.accumulate(len(x) for x in own.values()))
             segments = tuple(Segment(m, n - len(x), n) for (m, x), n in zip(own.items(), stops, strict=True))
-            for level in self.foundation(_stacked(list(own.values())), projects(segments)):
-                level = F.interpolate(level, scale_factor=2.0, mode="bilinear", align_corners=False) if half else level
+            levels = self.foundation(_stacked(list(own.values())), projects(segments))
+            if half:
+                levels = [F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False) for x in levels]
+            if len(passes) == 1:
+                return levels
+            for level in levels:
                 for segment, part in zip(segments, level.split([s.rows for s in segments]), strict=True):
                     found.setdefault(segment.modality, []).append(part)
-        return [_stacked(list(parts)) for parts in zip(*(found[m] for m in maps), strict=True)]
+        return [torch.cat(parts) for parts in zip(*(found[m] for m in maps), strict=True)]
+
+    def _passes(self, maps: Mapping[str, Tensor]) -> list[list[str]]:
+        """Which sensors go through the trunk together: all of one size, or on a CPU each alone, where their maps are large."""
+        pixels = sum(m[:, 0].numel() for m in maps.values())
+        cpu = next(iter(maps.values())).device.type == "cpu" and not torch.compiler.is_compiling()
+        if cpu and pixels > TOGETHER:
+            return [[m] for m in maps]
+        return [own for half in (False, True) if (own := [m for m in maps if (m in self.config.half) == half])]
 
     def _check_coverage(self, batch: Batch, present: list[str]) -> None:
         if any(len(batch.frames[m]) == len(batch) for m in present):
