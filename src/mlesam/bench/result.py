@@ -91,8 +91,8 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     heads = ("ratio", "baseline", "ms", "baseline's", "peak MiB", "baseline's")[: None if wide else 3]
     view.add_column("result", no_wrap=True)
     for head in heads:
-        name = head == "baseline"  # the one that is broken where there is no room at all
-        view.add_column(head, justify="left" if name else "right", no_wrap=not name, overflow="fold")
+        text = head == "baseline"  # what is broken where there is no room at all; numbers are not
+        view.add_column(head, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         for name, own in ((row["name"], row), *(("", other) for other in row.get("against", {}).values())):
             _, low, high = own.get("ratio_by_round", (None, None, None))

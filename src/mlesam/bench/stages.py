@@ -70,9 +70,7 @@ class _Clock(TorchDispatchMode):
         self.setting = setting
         self.now = time.thread_time if setting.counts_cpu_time else time.perf_counter
         ends = getattr(model.foundation, "trunk").stage_ends  # noqa: B009
-        self.owners = {
-            t.data_ptr(): _owner(name, ends) for name, t in (*model.named_parameters(), *model.named_buffers())
-        }
+        self.owners = {_place(t): _owner(name, ends) for name, t in (*model.named_parameters(), *model.named_buffers())}
         self.inside: list[str] = []
         self.last = (0, "other")
         self.seconds: dict[tuple[int, str], float] = {}
@@ -87,7 +85,7 @@ class _Clock(TorchDispatchMode):
         return result
 
     def _key(self, name: str, args: Any) -> tuple[int, str]:
-        own = next((o for t in _tensors(args) if (o := self.owners.get(t.data_ptr())) is not None), None)
+        own = next((o for t in _tensors(args) if (o := self.owners.get(_place(t))) is not None), None)
         if self.inside:
             return 0, self.inside[-1]
         if own is not None:
@@ -108,6 +106,11 @@ class _Clock(TorchDispatchMode):
             yield
         finally:
             self.inside.pop()
+
+
+def _place(tensor: Tensor) -> int:
+    """The same for a tensor and for every view of it: a part of a fused weight is its owner's as well."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _tensors(args: Any) -> Iterator[Tensor]:

@@ -154,8 +154,10 @@ def _folding(
     results = []
     biases = [None] * len(names) if bias is None else bias.chunk(len(names))
     for name, own_OI, own_O in zip(names, weight.chunk(len(names)), biases, strict=True):
-        apart = name in updates
-        results.append(grouped(x, folded(own_OI, updates[name]), own_O, rows) if apart else F.linear(x, own_OI, own_O))
+        if name in updates:
+            results.append(grouped(x, folded(own_OI, updates[name]), own_O, rows))
+        else:
+            results.append(F.linear(x, own_OI, own_O))
     return results
 
 

@@ -296,7 +296,8 @@ class MLESAM(nn.Module):
             maps.append(F.pad(image, padding))
         seen = torch.cat(signs) if signs else None
         promised = None
-        projects, aligned = self._projects(sum(m[0, 0].numel() * len(m) for m in maps), len(maps))
+        pixels = sum(m[0, 0].numel() * len(m) for m in maps)
+        projects, aligned = self._projects(pixels, len(maps))
         looking = not self.training and len(self.looks) and all(self.looks[m].ready for m in present)
         leading = early and len(self.handovers)
         if after is None and (looking or leading):
@@ -309,7 +310,7 @@ class MLESAM(nn.Module):
         elif after is not None:
             levels = self.foundation(_stacked(maps), projects(segments_), after)
         else:
-            levels = self._levels(dict(zip(present, maps, strict=True)), projects)
+            levels = self._levels(dict(zip(present, maps, strict=True)), pixels, projects)
         levels = self.aligners(levels, segments_, aligned)
         return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen, promised)
 
@@ -324,10 +325,12 @@ class MLESAM(nn.Module):
 
         return projects, levels
 
-    def _levels(self, maps: Mapping[str, Tensor], projects: Callable[[tuple[Segment, ...]], Project]) -> list[Tensor]:
-        """The levels of all sensors, stacked."""
+    def _levels(
+        self, maps: Mapping[str, Tensor], pixels: int, projects: Callable[[tuple[Segment, ...]], Project]
+    ) -> list[Tensor]:
+        """The levels of all sensors, stacked, whose maps have so many pixels together."""
         found: dict[str, list[Tensor]] = {}
-        passes = self._passes(maps)
+        passes = self._passes(maps, pixels)
         for modalities in passes:
             half = modalities[0] in self.config.half
             own = {m: F.avg_pool2d(maps[m], 2) if half else maps[m] for m in modalities}
@@ -343,9 +346,8 @@ class MLESAM(nn.Module):
                     found.setdefault(segment.modality, []).append(part)
         return [torch.cat(parts) for parts in zip(*(found[m] for m in maps), strict=True)]
 
-    def _passes(self, maps: Mapping[str, Tensor]) -> list[list[str]]:
+    def _passes(self, maps: Mapping[str, Tensor], pixels: int) -> list[list[str]]:
         """Which sensors go through the trunk together: all of one size, or on a CPU each alone, where their maps are large."""
-        pixels = sum(m[:, 0].numel() for m in maps.values())
         cpu = next(iter(maps.values())).device.type == "cpu" and not torch.compiler.is_compiling()
         if cpu and pixels > TOGETHER:
             return [[m] for m in maps]
