@@ -26,7 +26,8 @@ from mlesam.evaluation.confidence import BINS, calibration_error, histogram
 from mlesam.evaluation.evaluate import open_split
 from mlesam.evaluation.protocols import subsets
 from mlesam.model.checkpoints import replace_file
-from mlesam.model.mlesam import MLESAM, at_size
+from mlesam.model.heads import at_size
+from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run
 from mlesam.sample import IGNORE
 
@@ -45,7 +46,7 @@ def frames(run: Run, model: MLESAM, split: str) -> Iterator[tuple[Subset, Tensor
         known = batch.labels[0] != IGNORE
         features = model.encode(batch)
         for subset in subsets(model.modalities):
-            logits = at_size(model.decode(features.select(subset)).logits, tuple(batch.labels.shape[-2:]))  # type: ignore[arg-type]
+            logits = at_size(model.decode(features.select(subset)).logits, batch.labels.shape[-2:])
             yield subset, logits[0][:, known].T, batch.labels[0][known]
 
 

@@ -37,8 +37,8 @@ from mlesam.data.transforms import evaluation_sample
 from mlesam.evaluation.metrics import confusion_matrix, mean_iou
 from mlesam.model.checkpoints import replace_file
 from mlesam.model.features import Features
+from mlesam.model.heads import at_size
 from mlesam.model.look import seen
-from mlesam.model.mlesam import at_size
 from mlesam.model.run import Run
 from mlesam.training.look import balanced_loss, fit_look
 from mlesam.training.loop import train
@@ -138,7 +138,7 @@ def run_index(run: Run, modality: str) -> int:
 
 
 def note(total: dict[str, Tensor], name: str, model: MLESAM, features: Features, label: Tensor, classes: int) -> None:
-    logits = at_size(model.decode(features).logits, tuple(label.shape[-2:]))  # type: ignore[arg-type]
+    logits = at_size(model.decode(features).logits, label.shape[-2:])
     found = confusion_matrix(logits[0].argmax(dim=0), label, classes)
     total[name] = total[name] + found if name in total else found
 

@@ -214,9 +214,11 @@ def test_int8_keeps_the_labels(segmenter: Segmenter, tmp_path: Path) -> None:
     )  # fmt: skip
     assert about["checked"]["real"]["equal_labels"] > 0.95
     assert "i8" in (tmp_path / "m.xml").read_text(), "no weight is stored in 8 bits"
-    layers = ElementTree.parse(tmp_path / "m.xml").iter("layer")
-    rounded = " ".join(layer.attrib["name"] for layer in layers if layer.attrib["type"] == "FakeQuantize")
-    assert "blocks" in rounded
+    graph = ElementTree.parse(tmp_path / "m.xml")
+    layers = {layer.attrib["id"]: layer.attrib for layer in graph.iter("layer")}
+    edges = [(layers[e.attrib["from-layer"]], layers[e.attrib["to-layer"]]["name"]) for e in graph.iter("edge")]
+    rounded = " ".join(taker for giver, taker in edges if giver["type"] == "FakeQuantize")
+    assert "foundation" in rounded
     assert "mask_head" in rounded
     assert not any(word in rounded for word in ("hypernetworks", "reliability", "routers", "classify"))
     with pytest.raises(RequestError, match="cannot run in fp32"):
@@ -249,6 +251,17 @@ def test_inputs_are_named_after_the_sensors_and_no_path_of_the_machine_is_inside
     assert [o.name for o in model.graph.output] == ["logits", "weights"]
     assert b"site-packages" not in full.read_bytes()
     assert str(Path(__file__).parents[1]).encode() not in full.read_bytes()
+
+
+def test_no_map_is_moved_there_and_back(full: Path) -> None:
+    import onnx
+
+    graph = onnx.load(full).graph
+    moves = {node.output[0]: node for node in graph.node if node.op_type == "Transpose"}
+    orders = {name: list(node.attribute[0].ints) for name, node in moves.items()}
+    twice = [(orders[node.input[0]], orders[name]) for name, node in moves.items() if node.input[0] in moves]
+    assert len(moves) > 10
+    assert not [pair for pair in twice if [pair[0][place] for place in pair[1]] == sorted(pair[0])]
 
 
 def test_a_torch_program_holds_the_same_and_is_not_opened_by_this_package(segmenter: Segmenter, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from mlesam.evaluation.protocols import run as run_protocol
 from mlesam.evaluation.published import EntireMissing, Noisy, RandomMissing
 from mlesam.evaluation.views import Viewer, Views, described
 from mlesam.model.calibration import Calibration
-from mlesam.model.mlesam import MLESAM, Output, at_size
+from mlesam.model.heads import at_size
+from mlesam.model.mlesam import MLESAM, Output
 from mlesam.sample import IGNORE, Batch
 from mlesam.sensors.spec import BUILTIN
 

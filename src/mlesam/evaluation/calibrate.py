@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mlesam.evaluation.protocols import subsets
 from mlesam.model.calibration import Calibration
-from mlesam.model.mlesam import MLESAM, at_size
+from mlesam.model.heads import at_size
+from mlesam.model.mlesam import MLESAM
 from mlesam.sample import IGNORE, Batch
 from mlesam.sensors.faults import generator
 

@@ -24,7 +24,8 @@ from mlesam.evaluation.metrics import confusion_matrix
 from mlesam.evaluation.views import Look, Viewer
 from mlesam.model.calibration import Calibration
 from mlesam.model.features import Features
-from mlesam.model.mlesam import MLESAM, at_size
+from mlesam.model.heads import at_size
+from mlesam.model.mlesam import MLESAM
 from mlesam.sample import Batch
 
 DELIVER_CASES = (

@@ -18,7 +18,8 @@ from torch import Tensor
 from mlesam.data.reading import resized
 from mlesam.errors import RequestError
 from mlesam.model.features import Features
-from mlesam.model.mlesam import MLESAM, Output, at_size
+from mlesam.model.heads import at_size
+from mlesam.model.mlesam import MLESAM, Output
 from mlesam.sample import Batch
 from mlesam.sensors.spec import SensorSpec
 

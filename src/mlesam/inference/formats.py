@@ -173,6 +173,7 @@ def _onnx(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
         for _ in range(2):
             # Weights are stored as they are multiplied, however large: int8 knows them by being constants.
             optimizer.fold_constants_ir(model, should_fold=lambda node: True if node.op_type in _LAYOUT else None)
+            _unmoved(model)
             optimizer.remove_unused_nodes(model)
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             common.CommonSubexpressionEliminationPass()(model)
@@ -186,6 +187,17 @@ def _onnx(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
             value.metadata_props.clear()
         model.metadata_props.clear()
         return made.model_proto
+
+
+def _unmoved(model: Any) -> None:
+    """Leave out what moves a map's channels and moves them back. In torch neither takes time; a runtime copies the map twice."""
+    replace = needed("onnx_ir").convenience.replace_all_uses_with
+    for node in model.graph:
+        source = node.inputs[0].producer() if node.op_type == "Transpose" else None
+        if source is not None and source.op_type == "Transpose":
+            first, then = (n.attributes["perm"].as_ints() for n in (source, node))
+            if [first[place] for place in then] == list(range(len(then))):
+                replace(node.outputs[0], source.inputs[0])
 
 
 _LAYOUT = ("Transpose", "Reshape", "Slice", "Gather", "Squeeze", "Unsqueeze")

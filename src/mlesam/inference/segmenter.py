@@ -19,7 +19,8 @@ from mlesam.inference.compiled import Compiled
 from mlesam.inference.formats import SUFFIXES
 from mlesam.model.calibration import Calibration
 from mlesam.model.features import Features
-from mlesam.model.mlesam import MLESAM, at_size
+from mlesam.model.heads import at_size
+from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import Run
 from mlesam.sample import Batch, Classes, Prediction, Sample
 from mlesam.sensors.faults import Earlier, SensorFault, break_sample

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
-from mlesam.model.foundation import Foundation
+from mlesam.model.foundation import LEVEL_STRIDES, Foundation
+
+
+def at_size(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) maps or logits to (B, C, H, W)."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def fourier_position(matrix: Tensor, height: int, width: int) -> Tensor:
@@ -87,26 +94,20 @@ class PyramidHead(nn.Module):
         width: channels of the fused maps. hidden: channels inside.
     """
 
-    def __init__(self, width: int, hidden: int, num_classes: int, levels: int = 3) -> None:
+    def __init__(self, width: int, hidden: int, num_classes: int) -> None:
         super().__init__()
         self.project = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden)) for _ in range(levels)
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden)) for _ in LEVEL_STRIDES
         )
         self.norm = nn.LayerNorm(hidden)  # over channels only: no frame and no pixel depends on another
         self.classify = nn.Linear(hidden, num_classes)
 
     def forward(self, fused: Sequence[Tensor]) -> Tensor:
         """Fused maps (B, C, H, W), finest first, to class logits (B, classes, H, W) at the finest level."""
-        size = fused[0].shape[-2:]
-        joined: Tensor | None = None
-        for project, level in zip(self.project, fused, strict=True):
-            x = project(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            if x.shape[-2:] != size:
-                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-            joined = x if joined is None else joined + x
-        assert joined is not None
-        x = F.gelu(self.norm(joined.permute(0, 2, 3, 1)))
-        return self.classify(x).permute(0, 3, 1, 2)
+        fine, *coarser = (p(m.permute(0, 2, 3, 1)) for p, m in zip(self.project, fused, strict=True))
+        middle, coarse = (at_size(x.permute(0, 3, 1, 2), fine.shape[1:3]) for x in coarser)
+        joined = fine + (middle + coarse).permute(0, 2, 3, 1)
+        return self.classify(F.gelu(self.norm(joined))).permute(0, 3, 1, 2)
 
     def coarse(self, maps: Sequence[Tensor]) -> Tensor:
         """The answer at the coarsest level alone, for a sixteenth of the cost or less: finer maps are averaged down to it.

@@ -65,13 +65,6 @@ class Output:
         return full[..., : self.size[0], : self.size[1]]
 
 
-def at_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) logits to (B, C, H, W)."""
-    if tuple(logits.shape[-2:]) == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
 def _valid(size: tuple[int, int]) -> list[tuple[int, int]]:
     """Height and width of the part of each level that shows the frame; the rest is padding."""
     return [(math.ceil(size[0] / stride), math.ceil(size[1] / stride)) for stride in LEVEL_STRIDES]
@@ -393,8 +386,9 @@ class MLESAM(nn.Module):
         """(R, S) what is seen of each row's reliability, in the company that the frame has in ``features``."""
         if features.signs is None:
             raise RequestError("this model does not look at its sensors' reliability; build it with model.reliability.")
-        shown = [m[..., :h, :w] for m, (h, w) in zip(features.levels, _valid(features.size), strict=True)]
-        height, width = shown[-1].shape[-2:]
+        valid = _valid(features.size)
+        shown = [m[..., :h, :w] for m, (h, w) in zip(features.levels, valid, strict=True)]
+        height, width = valid[-1]
         with torch.no_grad():
             answers = self.pyramid_head.coarse(features.levels)[..., :height, :width]
             agreed = agreement(shown[1:], answers, features.segments, features.frames, features.count)

@@ -58,7 +58,7 @@ class Router(nn.Module):
 
     def weights(
         self,
-        features_RCHW: Tensor,
+        features_RHWC: Tensor,
         segments: tuple[Segment, ...],
         frames: list[Tensor],
         count: int,
@@ -67,24 +67,24 @@ class Router(nn.Module):
         """Each sensor's effective share in the fused map: (B, M, H, W) float32, 0 where absent, sums to 1 over M.
 
         Args:
-            features_RCHW: each row's map, averaged over space (H = W = 1) where the router does not work per pixel.
+            features_RHWC: each row's map, averaged over space (H = W = 1) where the router does not work per pixel.
             frames: for each segment, which frame each of its rows belongs to, in rising order; as many rows as frames are all.
             count: number of frames B.
             trust_R: logarithm of how far each row is trusted. A sensor's part of the mean is its trust by the sum of all
                 trusts, and its score is raised by the logarithm, so that a sensor with no trust has no share in either.
         """
-        shape = (count, len(self.modalities), *features_RCHW.shape[-2:])
-        device = features_RCHW.device
+        shape = (count, len(self.modalities), *features_RHWC.shape[1:3])
+        device = features_RHWC.device
         scores = torch.full(shape, float("-inf"), device=device)
         gates = torch.full((*shape[:2], 1, 1), float("-inf"), device=device)
         for segment, rows in zip(segments, frames, strict=True):
             column = torch.tensor(self.modalities.index(segment.modality), device=device).expand_as(rows)
-            score = features_RCHW.new_zeros((segment.rows, *shape[2:]), dtype=torch.float32)
+            score = features_RHWC.new_zeros((segment.rows, *shape[2:]), dtype=torch.float32)
             gate = score.new_zeros(segment.rows)
             if self.fusion != "mean":
                 scorer: Any = self.scorers[segment.modality]
-                own = features_RCHW[segment.start : segment.stop].to(scorer.weight.dtype)
-                score = scorer(own.permute(0, 2, 3, 1))[..., 0].float()
+                own = features_RHWC[segment.start : segment.stop].to(scorer.weight.dtype)
+                score = scorer(own)[..., 0].float()
             if trust_R is not None:
                 gate = trust_R[segment.start : segment.stop].float()
                 score = score + gate[:, None, None]
@@ -118,27 +118,27 @@ class Router(nn.Module):
         Returns:
             fused (B, C, H, W) and the shares (B, M), averaged over the frame where they differ by pixel.
         """
-        maps_RHWC = map_RCHW.permute(0, 2, 3, 1)  # in the order of memory, as the trunk delivers them: nothing is moved
-        shown_RCHW = map_RCHW[..., : valid[0], : valid[1]].float()
-        seen_RCHW = map_RCHW if self.per_pixel else shown_RCHW.mean(dim=(2, 3), keepdim=True)
-        shares_BMHW = self.weights(seen_RCHW, segments, frames, count, trust_R)
+        # Channels last, in the order of memory, as the trunk delivers the maps: nothing is moved, in an exported graph neither.
+        map_RHWC = map_RCHW.permute(0, 2, 3, 1)
+        shown_RHWC = map_RHWC[:, : valid[0], : valid[1]].float()
+        seen_RHWC = map_RHWC if self.per_pixel else shown_RHWC.mean(dim=(1, 2), keepdim=True)
+        shares_BMHW = self.weights(seen_RHWC, segments, frames, count, trust_R)
         own_BMHW = shares_BMHW[:, [self.modalities.index(s.modality) for s in segments]]
         # One product over the sensors of each frame, or of each pixel: the maps are read once.
         form, by = ("bmhw,bmhwc->bhwc", own_BMHW) if self.per_pixel else ("bm,bmhwc->bhwc", own_BMHW[..., 0, 0])
-        fused_BHWC = torch.einsum(form, by.to(map_RCHW.dtype), by_frame(maps_RHWC, frames, count))
-        fused_BCHW = fused_BHWC.permute(0, 3, 1, 2)
+        fused_BHWC = torch.einsum(form, by.to(map_RHWC.dtype), by_frame(map_RHWC, frames, count))
         if self.rescale:
-            level_B = (own_BMHW.mean(dim=(2, 3)) * by_frame(_level(shown_RCHW), frames, count)).sum(dim=1)
-            growth_B = level_B / _level(fused_BCHW[..., : valid[0], : valid[1]].float()).clamp(min=1e-12)
-            several_B = by_frame(torch.ones_like(map_RCHW[:, 0, 0, 0]), frames, count).sum(dim=1) > 1
+            level_B = (own_BMHW.mean(dim=(2, 3)) * by_frame(_level(shown_RHWC), frames, count)).sum(dim=1)
+            growth_B = level_B / _level(fused_BHWC[:, : valid[0], : valid[1]].float()).clamp(min=1e-12)
+            several_B = by_frame(torch.ones_like(map_RHWC[:, 0, 0, 0]), frames, count).sum(dim=1) > 1
             growth_B = torch.where(several_B, growth_B, 1.0)  # a single map comes back as it is, without a rounding
-            fused_BCHW = fused_BCHW * growth_B[:, None, None, None].to(fused_BCHW.dtype)
-        return fused_BCHW, shares_BMHW[..., : valid[0], : valid[1]].mean(dim=(2, 3))
+            fused_BHWC = fused_BHWC * growth_B[:, None, None, None].to(fused_BHWC.dtype)
+        return fused_BHWC.permute(0, 3, 1, 2), shares_BMHW[..., : valid[0], : valid[1]].mean(dim=(2, 3))
 
 
-def _level(maps_NCHW: Tensor) -> Tensor:
+def _level(maps_NHWC: Tensor) -> Tensor:
     """(N,) length of each map as one vector; of maps of one size these compare as their root mean squares do."""
-    return torch.linalg.vector_norm(maps_NCHW, dim=(1, 2, 3))
+    return torch.linalg.vector_norm(maps_NHWC, dim=(1, 2, 3))
 
 
 def softmax(scores_BM: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from mlesam.data.statistics import spaced
 from mlesam.data.transforms import evaluation_sample
 from mlesam.errors import WorkError
 from mlesam.model.checkpoints import load_metadata
+from mlesam.model.heads import at_size
 from mlesam.model.look import seen
-from mlesam.model.mlesam import MLESAM, at_size
+from mlesam.model.mlesam import MLESAM
 from mlesam.model.run import WEIGHTS, Run, save_weights
 from mlesam.sample import IGNORE, Batch, Classes, Sample
 from mlesam.sensors.faults import break_sample, random_fault
@@ -143,7 +144,7 @@ def _prices(model: MLESAM, sample: Sample, keep: int) -> Known | None:
     label = sample.label[None].to(device)
     losses = {}
     for chosen in combinations(features.modalities, keep):
-        logits = at_size(model.decode(features.select(chosen)).logits, tuple(label.shape[-2:]))  # type: ignore[arg-type]
+        logits = at_size(model.decode(features.select(chosen)).logits, label.shape[-2:])
         losses[chosen] = balanced_loss(logits, label)
     least = min(losses.values())
     views = {s.modality: early[0][s.start].cpu().clone() for s in features.segments}
