@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import peft
 import pytest
@@ -13,6 +15,7 @@ from mlesam import MLESAM, ModelConfig
 from mlesam.errors import RequestError
 from mlesam.model.experts import Expert, Experts, LowRank, Segment, folded, scale, targets
 from mlesam.model.foundation import PROJECTIONS
+from mlesam.model.merged import picked
 from mlesam.model.sam2 import Sam2Foundation, preset_config
 
 
@@ -258,6 +261,16 @@ def test_merged_experts_give_the_same_logits_without_any_expert(config: dict) ->
         torch.testing.assert_close(model(inputs).logits, logits, atol=1e-5, rtol=1e-5)
     model.unmerge().load_state_dict(state)
     assert all(torch.equal(model(inputs).logits, logits) for inputs, logits in zip(given, before, strict=True))
+
+
+def test_of_merged_weights_any_two_sensors_are_a_view() -> None:
+    stacked = torch.randn(4, 3, 5)
+    for count in range(1, 5):
+        for chosen in combinations(range(4), count):
+            found = picked(stacked, list(chosen))
+            assert torch.equal(found, stacked[list(chosen)])
+            moved = found.untyped_storage().data_ptr() != stacked.untyped_storage().data_ptr()
+            assert moved == (chosen in ((0, 1, 3), (0, 2, 3)))
 
 
 def test_a_merged_model_is_not_trained() -> None:

@@ -229,6 +229,24 @@ def test_nano_comes_pre_trained_and_is_the_same_whatever_the_seed() -> None:
     assert found["iou_best_of_three"] > held_out(PointPrompted(random), frames=32)["iou_best_of_three"] + 0.15
 
 
+def test_positions_of_several_sizes_are_made_once() -> None:
+    foundation = load_foundation("nano").foundation
+    made, make = [], foundation.trunk._get_pos_embed
+
+    def counted(size: tuple[int, int]) -> torch.Tensor:
+        made.append(size)
+        return make(size)
+
+    foundation.trunk._get_pos_embed = counted
+    for _ in range(3):
+        for size in ((16, 16), (8, 8), (16, 8)):
+            assert torch.equal(foundation.position_embedding(*size), make(size))
+    assert made == [(16, 16), (8, 8), (16, 8)]
+    for side in (24, 32, 40, 48, 56):
+        foundation.position_embedding(side, side)
+    assert len(foundation._positions) == 4, "many sizes do not fill the memory"
+
+
 @pytest.mark.parametrize("name", ["trunk.blocks.5.attn.qkv.weight", "neck.convs.0.bias", "no_mask", "position"])
 def test_the_hash_of_a_foundation_notices_a_single_changed_number(nano: Sam2Model, name: str) -> None:
     foundation = Sam2Foundation(nano, "random")

@@ -133,6 +133,19 @@ def test_any_part_of_an_encoding_gives_what_it_gives_alone(model: MLESAM) -> Non
     assert not torch.equal(trusted.shares, model.decode(features).shares), "trust follows its rows"
 
 
+@torch.inference_mode()
+def test_a_stream_leaves_behind_whom_a_frame_leaves_behind(model: MLESAM) -> None:
+    memory, inputs = SensorMemory(model), given()
+    for modality, image in inputs.items():
+        memory.keep(model.encode(Batch.of({modality: image})), time=0.0)
+    found, expected = model.decode(*memory.recall(0.0)), model(inputs)
+    torch.testing.assert_close(found.shares, expected.shares, atol=1e-5, rtol=0)
+    memory.keep(model.encode(Batch.of(inputs)), time=1.0)
+    again = model.decode(*memory.recall(1.0))
+    torch.testing.assert_close(again.shares, expected.shares, atol=1e-5, rtol=0)
+    assert (expected.shares > 0).sum(dim=2).eq(2).all()
+
+
 def test_the_best_rows_by_hand() -> None:
     segments = (Segment("rgb", 0, 3), Segment("depth", 3, 5), Segment("lidar", 5, 8))
     frames = (torch.tensor([0, 1, 2]), torch.tensor([0, 2]), torch.tensor([0, 1, 2]))
@@ -289,6 +302,15 @@ def test_the_pass_that_leaves_sensors_behind_counts_as_much_as_all_others(led: M
         ]
     torch.testing.assert_close(together, (apart + sum(both)) / 2)
     assert led_pass(everything(led), batch, np.random.default_rng(0)) is None
+
+
+def test_frames_that_lack_sensors_hand_over_in_bfloat16_too(led: MLESAM) -> None:
+    batch = Batch.stack(three_frames())
+    with torch.no_grad():
+        expected = led.decode(led.encode(batch, early=True)).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            found = led.decode(led.encode(batch, early=True)).logits
+    assert (found.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 def test_what_is_handed_over_is_learned_from_broken_sensors_too(led: MLESAM) -> None:

@@ -182,7 +182,8 @@ class Batch:
     def pin_memory(self) -> Batch:
         labels = None if self.labels is None else self.labels.pin_memory()
         broken = None if self.broken is None else self.broken.each(Tensor.pin_memory)
-        return replace(self, images={m: t.pin_memory() for m, t in self.images.items()}, labels=labels, broken=broken)
+        images, frames = ({m: t.pin_memory() for m, t in own.items()} for own in (self.images, self.frames))
+        return replace(self, images=images, frames=frames, labels=labels, broken=broken)
 
     def keep(self, rows: Mapping[str, Tensor]) -> Batch:
         """Only these rows: ``{modality: (n,) bool}`` over each sensor's rows. Sensors left out are absent."""

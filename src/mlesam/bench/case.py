@@ -65,6 +65,8 @@ def measure_cases(
         WorkError: two that should compute the same do not.
     """
     torch.set_num_threads(setting.threads)
+    # Convolutions of float32 in TF32, as torch has them on GPUs, would differ from the same products elsewhere.
+    torch.backends.cudnn.allow_tf32 = False
     subjects = {subject.name: subject for case in cases for subject in case.subjects}
     # Memory first: what does not fit is refused in a process of its own.
     peaks = {name: peak_mib(subject.build, setting) if memory else None for name, subject in subjects.items()}

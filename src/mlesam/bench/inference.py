@@ -53,11 +53,12 @@ def whole(setting: Setting, precision: str = "fp32", **changes: Any) -> Run:
 def naive(setting: Setting, precision: str, by_hand: bool = False) -> Run:
     """The same by transformers, sensor by sensor."""
     model, batch = Naive(setting.model(), by_hand=by_hand), setting.frames()
+    if precision == "bf16":
+        model.compute_in(torch.bfloat16)
 
     @torch.inference_mode()
     def run() -> Tensor:
-        with setting.autocast(precision):
-            return model(batch).logits
+        return model(batch).logits
 
     return run
 
@@ -167,7 +168,7 @@ def exported(setting: Setting, precision: str) -> Run:
 
 
 WHOLE = {
-    p: Subject(f"whole-{p}", f"pictures to logits, {p}, all sensors in one pass", partial(whole, precision=p), p)
+    p: Subject(f"whole-{p}", f"pictures to logits, {p}, experts merged", partial(whole, precision=p), p)
     for p in PRECISIONS
 }
 NAIVE = {p: Subject(f"naive-{p}", f"{PEFT}, {p}, heads as ours", partial(naive, precision=p), p) for p in PRECISIONS}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,16 +30,15 @@ def in_turns(
     Args:
         advance: called with rounds done and in all.
     """
-    now = time.process_time if setting.counts_cpu_time else time.perf_counter
     clock: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + WARM_UP):
         for name, run in runs.items():
             setting.wait()
-            began = now()
+            began = setting.now()
             run()
             setting.wait()
             if number >= WARM_UP:
-                clock[name].append(now() - began)
+                clock[name].append(setting.now() - began)
         advance(number + 1, rounds + WARM_UP)
     return clock
 

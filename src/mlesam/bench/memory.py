@@ -77,8 +77,8 @@ def memory(
             "seconds": ours.seconds, "baseline_seconds": theirs.seconds, "peak_mib": ours.peak_mib,
             "baseline_peak_mib": theirs.peak_mib, "batch": ours.batch, "baseline_batch": theirs.batch,
             "limit_mib": round(limit, 1),
-            "conditions": f"{setting.describe()}; a training step within {limit:.0f} MiB, fp32; seconds per frame of one "
-            "step of the largest batch, not in turns",
+            "conditions": f"{setting.with_(batch=ours.batch).describe()}; a training step within {limit:.0f} MiB, fp32; seconds "
+            "per frame of one step of the largest batch, not in turns",
         }
     )  # fmt: skip
     return rows

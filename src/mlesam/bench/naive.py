@@ -77,18 +77,26 @@ class Naive(nn.Module):
         for block in self.vision.backbone.blocks:
             block.attn.qkv.active = modality
 
+    def compute_in(self, dtype: torch.dtype) -> Naive:
+        """As :meth:`MLESAM.compute_in`: weights are converted once."""
+        self.vision.to(dtype)
+        self.model.compute_in(dtype)
+        return self
+
     def encode(self, batch: Batch) -> Features:
         model, levels, segments, signs, start = self.model, [], [], [], 0
         for modality, image in batch.images.items():
             if len(model.reliability) and not model.training:
                 signs.append(frame_signs(image))
+            image = image.to(next(self.vision.parameters()).dtype)
             if modality in model.stems:
                 image = model.stems[modality](image)
             self._switch(modality)
             levels.append(self.vision(pixel_values=image).fpn_hidden_states)
             segments.append(Segment(modality, start, start + len(image)))
             start += len(image)
-        self._want_gradients()
+        if self.trainable:
+            self._want_gradients()
         maps = [torch.cat([level[i] for level in levels]) for i in range(len(LEVEL_STRIDES))]
         frames = tuple(batch.frames.values())
         stacked = torch.cat(signs) if signs else None

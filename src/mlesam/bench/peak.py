@@ -6,7 +6,6 @@ import gc
 import math
 import multiprocessing
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -72,7 +71,7 @@ def measure_peak(build: Build, setting: Setting, limit_mib: float = math.inf) ->
     except (MemoryError, torch.OutOfMemoryError):
         return None
     except RuntimeError as error:
-        if "memory" not in str(error):
+        if "memory" not in str(error) or "illegal memory access" in str(error):
             raise
         return None
     return found if found.mib <= limit_mib else None
@@ -89,10 +88,10 @@ def _measure(build: Build, setting: Setting) -> Peak:
         forget_peak()  # of building, which may hold weights twice
     run()
     setting.wait()
-    began = time.perf_counter()
+    began = setting.now()
     run()
     setting.wait()
-    seconds = time.perf_counter() - began
+    seconds = setting.now() - began
     after = torch.cuda.max_memory_allocated(setting.device) / 2**20 if cuda else peak_resident_mib()
     return Peak(round(max(0.0, after - before), 1), seconds)
 
@@ -146,7 +145,9 @@ def _limit(device: str, mib: float) -> None:
         return
     if torch.device(device).type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 2**20
-        torch.cuda.set_per_process_memory_fraction(min(1.0, mib / total), device)
+        chosen = torch.device(device).index  # this call alone wants it, also where it is the current one
+        index = torch.cuda.current_device() if chosen is None else chosen
+        torch.cuda.set_per_process_memory_fraction(min(1.0, mib / total), index)
         return
     now = _field("/proc/self/status", "VmData")  # what RLIMIT_DATA counts: what may be written to, touched or not
     if now:

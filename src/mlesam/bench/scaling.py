@@ -26,7 +26,7 @@ def varied(setting: Setting, build: Build, **values: Any) -> Run:
 
 def cases(axis: str, values: Sequence[int]) -> list[Case]:
     """A case for each value. The baseline is one sensor's trunk pass for ``sensors``, else the first value."""
-    field = {"pixels": "size"}.get(axis, axis)
+    field = _field(axis)
     build = partial(whole, precision="fp32")
     subjects = [
         Subject(
@@ -42,6 +42,11 @@ def cases(axis: str, values: Sequence[int]) -> list[Case]:
     return [Case(own.name, own, base) for own in subjects]
 
 
+def _field(axis: str) -> str:
+    """Of a :class:`Setting`."""
+    return {"pixels": "size"}.get(axis, axis)
+
+
 def scaling(
     setting: Setting, rounds: int, advance: Callable[[int, int], None], axes: Any = None
 ) -> list[dict[str, Any]]:
@@ -49,7 +54,10 @@ def scaling(
     rows = []
     for axis, values in (axes or AXES).items():
         own = measure_cases(cases(axis, values), setting, rounds, advance)
-        rows += [{**row, "axis": axis, "value": v} for row, v in zip(own, values, strict=True)]
+        for row, value in zip(own, values, strict=True):
+            there = setting.with_(**{_field(axis): value}).describe()
+            conditions = row["conditions"].replace(setting.describe(), there)
+            rows.append({**row, "axis": axis, "value": value, "conditions": conditions})
         if axis == "sensors":
             rows.append(per_sensor(own, values))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +66,10 @@ class Setting:
     def counts_cpu_time(self) -> bool:
         """With a single thread its own time counts, so that other work on the machine does not."""
         return self.device == "cpu" and self.threads == 1
+
+    def now(self) -> float:
+        """Seconds on the clock that counts."""
+        return time.process_time() if self.counts_cpu_time else time.perf_counter()
 
     @property
     def clock(self) -> str:

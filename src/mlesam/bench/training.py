@@ -66,7 +66,7 @@ def training(
 def subject(precision: str, naive: bool = False, by_hand: bool = False, modality_dropout: float = PLAIN) -> Subject:
     """Ours, or one of the two naive ones."""
     passes = ", with sensors left out in two further passes over the heads" if modality_dropout else ""
-    what = PEFT if naive else BY_HAND if by_hand else "all sensors in one pass"
+    what = PEFT if naive else BY_HAND if by_hand else "ours"
     who = "naive" if naive else "by-hand" if by_hand else "ours"
     name = f"{who}-training-{precision}{'-subsets' if modality_dropout else ''}"
     build = partial(training, precision=precision, naive=naive, by_hand=by_hand, modality_dropout=modality_dropout)
@@ -82,7 +82,7 @@ def cases(size: int) -> list[Case]:
         made.append(Case(name, subject(precision), subject(precision, naive=True), others, EQUAL[precision]))
         again = Subject(
             f"checkpointed-training-{precision}",
-            f"a training step, all sensors in one pass, blocks computed again for the gradients, {precision}",
+            f"a training step, ours, blocks computed again for the gradients, {precision}",
             partial(training, precision=precision, checkpointing=True),
             precision,
         )

@@ -47,13 +47,13 @@ class Compiled:
             RequestError: nothing here can compile.
         """
         from torch._dynamo import config  # these take their time to import
-        from torch._inductor.exc import InductorError
+        from torch._inductor.exc import GPUTooOldForTriton, InductorError, TritonMissing
 
         names = tuple(m for m in self.model.modalities if m in images)
         try:
             with config.patch(recompile_limit=FORMS):
                 logits, shares = self._pass(self.model, names, *(images[m] for m in names))
-        except InductorError as error:
+        except (InductorError, TritonMissing, GPUTooOldForTriton) as error:
             reason = str(error).strip().splitlines()[0]
             raise RequestError(
                 f"torch.compile failed ({reason}); it needs a C++ compiler on a CPU and Triton on a GPU. Load the model without "

@@ -182,6 +182,7 @@ def _rows_of(features: Features, segment: Segment, frames: Tensor) -> Features:
         segments=(Segment(segment.modality, 0, segment.rows),),
         frames=(frames,),
         signs=None if features.signs is None else features.signs[rows].clone(),
+        scores=None if features.scores is None else features.scores[rows].clone(),
     )
 
 

@@ -191,7 +191,7 @@ class Leading(Pass):
             left = torch.nonzero(behind[segment.start : segment.stop])[:, 0]
             if len(left):
                 given = self.handovers[segment.modality](maps_RHWC[segment.start + left])
-                handed = handed.index_add(0, own[left], given)
+                handed = handed.index_add(0, own[left], given.to(handed.dtype))  # autocast makes it narrower
         return handed
 
 

@@ -70,16 +70,16 @@ class Merged(nn.Module):
                 return plain(index, names, x, weight, bias)
             weights, biases = getattr(self, f"{made}-weight"), getattr(self, f"{made}-bias")
             if len(weights) > 1:  # and not that of an expert that all share
-                weights = _picked(weights, chosen)
+                weights = picked(weights, chosen)
             if biases is not None:
-                bias = _picked(biases, chosen)
+                bias = picked(biases, chosen)
             return grouped(x, weights, bias, rows).chunk(len(names), dim=-1)
 
         return project
 
 
-def _picked(stacked: Tensor, chosen: list[int]) -> Tensor:
-    """Those of the sensors that are there; a view where they lie side by side."""
-    if chosen == list(range(chosen[0], chosen[0] + len(chosen))):
-        return stacked[chosen[0] : chosen[0] + len(chosen)]
-    return stacked[chosen]
+def picked(stacked: Tensor, chosen: list[int]) -> Tensor:
+    """Those of the sensors that are there; a view where one lies as far behind the other as the next, as any two do."""
+    step = chosen[1] - chosen[0] if len(chosen) > 1 else 1
+    evenly = range(chosen[0], chosen[-1] + 1, step)
+    return stacked[evenly.start : evenly.stop : step] if list(evenly) == chosen else stacked[chosen]

@@ -78,7 +78,7 @@ class Router(nn.Module):
         scores = torch.full(shape, float("-inf"), device=device)
         gates = torch.full((*shape[:2], 1, 1), float("-inf"), device=device)
         for segment, rows in zip(segments, frames, strict=True):
-            column = torch.tensor(self.modalities.index(segment.modality), device=device).expand_as(rows)
+            column = torch.full_like(rows, self.modalities.index(segment.modality))
             score = features_RHWC.new_zeros((segment.rows, *shape[2:]), dtype=torch.float32)
             gate = score.new_zeros(segment.rows)
             if self.fusion != "mean":
@@ -123,12 +123,14 @@ class Router(nn.Module):
         shown_RHWC = map_RHWC[:, : valid[0], : valid[1]].float()
         seen_RHWC = map_RHWC if self.per_pixel else shown_RHWC.mean(dim=(1, 2), keepdim=True)
         shares_BMHW = self.weights(seen_RHWC, segments, frames, count, trust_R)
-        own_BMHW = shares_BMHW[:, [self.modalities.index(s.modality) for s in segments]]
+        places = [self.modalities.index(s.modality) for s in segments]
+        own_BMHW = torch.stack([shares_BMHW[:, place] for place in places], dim=1)
         # One product over the sensors of each frame, or of each pixel: the maps are read once.
         form, by = ("bmhw,bmhwc->bhwc", own_BMHW) if self.per_pixel else ("bm,bmhwc->bhwc", own_BMHW[..., 0, 0])
         fused_BHWC = torch.einsum(form, by.to(map_RHWC.dtype), by_frame(map_RHWC, frames, count))
         if self.rescale:
-            level_B = (own_BMHW.mean(dim=(2, 3)) * by_frame(_level(shown_RHWC), frames, count)).sum(dim=1)
+            share_BM = own_BMHW[..., : valid[0], : valid[1]].mean(dim=(2, 3))
+            level_B = (share_BM * by_frame(_level(shown_RHWC), frames, count)).sum(dim=1)
             growth_B = level_B / _level(fused_BHWC[:, : valid[0], : valid[1]].float()).clamp(min=1e-12)
             several_B = by_frame(torch.ones_like(map_RHWC[:, 0, 0, 0]), frames, count).sum(dim=1) > 1
             growth_B = torch.where(several_B, growth_B, 1.0)  # a single map comes back as it is, without a rounding

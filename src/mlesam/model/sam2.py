@@ -67,6 +67,10 @@ def preset_config(name: str) -> Sam2Config:
     return Sam2Config(vision_config=vision, mask_decoder_config=decoder_config(neck), prompt_encoder_config=prompts)
 
 
+KEPT_SIZES = 4
+"""Sizes of maps whose positional embeddings are kept: sensors at half the resolution have one of their own."""
+
+
 class Sam2Foundation(Foundation):
     """SAM2's trunk and neck, with what the mask head starts from.
 
@@ -91,7 +95,7 @@ class Sam2Foundation(Foundation):
         )
         self.register_buffer("position", sam2.shared_image_embedding.positional_embedding.detach().clone())
         self.requires_grad_(False)
-        self._position: tuple[Any, Tensor] | None = None
+        self._positions: dict[Any, Tensor] = {}
 
     @property
     def depth(self) -> int:
@@ -145,15 +149,18 @@ class Sam2Foundation(Foundation):
         return outputs
 
     def position_embedding(self, height: int, width: int) -> Tensor:
-        """(1, height, width, C), kept for the last size while the trunk is frozen: making it is a bicubic enlargement."""
+        """(1, height, width, C), kept for the last sizes while the trunk is frozen: making it is a bicubic enlargement."""
         parts = (self.trunk.pos_embed, self.trunk.pos_embed_window)
         if any(p.requires_grad for p in parts) or torch.compiler.is_compiling():
             return self.trunk._get_pos_embed((height, width))
         # Weights made in inference mode count no changes.
         key = (height, width, *((p.data_ptr(), p.is_inference() or p._version, p.dtype, p.device) for p in parts))
-        if self._position is None or self._position[0] != key:
-            self._position = key, self.trunk._get_pos_embed((height, width))
-        return self._position[1]
+        found = self._positions.get(key)
+        if found is None:
+            found = self.trunk._get_pos_embed((height, width))
+            latest = list(self._positions.items())[1 - KEPT_SIZES :]
+            self._positions = {**dict(latest), key: found}  # a new one: other threads may be reading
+        return found
 
     def pyramid(self, stages: list[Tensor], project: Project = plain) -> list[Tensor]:
         """SAM2's feature pyramid: laterals everywhere, and the stride-32 map added top-down where the config says so.
