@@ -227,6 +227,28 @@ def test_scaling_says_what_one_more_sensor_costs_and_draws_it(tmp_path: Path) ->
     assert ET.fromstring(written[1].read_text()).tag.endswith("svg")
 
 
+def test_the_model_of_cost_finds_what_times_were_made_of() -> None:
+    def made(setting: Setting, slow: float = 1.0) -> float:
+        pixels = (setting.size / 64) ** 2
+        return slow * (0.01 + setting.sensors * pixels * (0.2 + 0.03 * pixels) + setting.classes * pixels * 0.002)
+
+    axes = {"sensors": (1, 2, 3), "classes": (5, 10), "pixels": (32, 64, 128), "rank": (0, 4)}
+    fields = {"pixels": "size"}
+    rows = [
+        {"name": f"{axis}-{v}", "axis": axis, "value": v, "seconds": made(SETTING.with_(**{fields.get(axis, axis): v}))}
+        for axis, values in axes.items() for v in values
+    ]  # fmt: skip
+    found = scaling.cost(rows, SETTING)
+    assert found["coefficients"] == pytest.approx(
+        {"constant": 0.01, "sensor": 0.2, "sensor_pixels": 0.03, "class": 0.002}
+    )
+    assert found["ratio"] == pytest.approx(1, abs=1e-4)
+    rows[1]["seconds"] *= 1.2
+    found = scaling.cost(rows, SETTING)
+    assert found["baseline"] == "sensors-2", "the row tells which time the model does not explain"
+    assert found["ratio"] < 0.9
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 37, 1000])
 def test_the_largest_batch_is_found_to_the_frame(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     tried: list[int] = []

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from mlesam.bench.case import Case, Subject, measure_cases
 from mlesam.bench.inference import floor, whole
 from mlesam.bench.measure import Build, Run
@@ -60,7 +62,32 @@ def scaling(
             rows.append({**row, "axis": axis, "value": value, "conditions": conditions})
         if axis == "sensors":
             rows.append(per_sensor(own, values))
+    measured = [row for row in rows if "axis" in row]
+    if {"sensors", "classes", "pixels"} <= {row["axis"] for row in measured}:
+        rows.append(cost(measured, setting))
     return rows
+
+
+def cost(rows: Sequence[dict[str, Any]], setting: Setting) -> dict[str, Any]:
+    """The model ``constant + M P (sensor + sensor_pixels P) + P classes class`` that is nearest to all measured times as shares, with
+    M sensors and P times the pixels of the setting: each token of each sensor is projected, in some blocks it attends to all
+    others, and each class is drawn. The row holds the time that lies farthest from the model, against what was measured."""
+    there = [setting.with_(**{_field(row["axis"]): row["value"]}) for row in rows]
+    pixels = np.array([(own.size / setting.size) ** 2 for own in there])
+    sensors, classes = (np.array([getattr(own, name) for own in there]) for name in ("sensors", "classes"))
+    terms = np.stack([np.ones_like(pixels), sensors * pixels, sensors * pixels**2, classes * pixels], axis=1)
+    seconds = np.array([row["seconds"] for row in rows])
+    found = np.linalg.lstsq(terms / seconds[:, None], np.ones(len(rows)), rcond=None)[0]
+    said = terms @ found
+    worst = int(np.abs(np.log(said / seconds)).argmax())
+    nearest = round(float(said[worst]), 6)
+    names = ("constant", "sensor", "sensor_pixels", "class")
+    return {
+        "name": f"cost{setting.suffix}", "ratio": nearest / rows[worst]["seconds"], "baseline": rows[worst]["name"],
+        "seconds": nearest, "baseline_seconds": rows[worst]["seconds"], "peak_mib": None,
+        "baseline_peak_mib": None, "coefficients": {n: round(float(v), 6) for n, v in zip(names, found, strict=True)},
+        "conditions": f"model of cost through {len(rows)} medians, of which this one lies farthest from it; {setting.describe()}",
+    }  # fmt: skip
 
 
 def per_sensor(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> dict[str, Any]:
