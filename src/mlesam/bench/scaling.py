@@ -69,9 +69,9 @@ def scaling(
 
 
 def cost(rows: Sequence[dict[str, Any]], setting: Setting) -> dict[str, Any]:
-    """The model ``constant + M P (sensor + sensor_pixels P) + P classes class`` that is nearest to all measured times as shares, with
-    M sensors and P times the pixels of the setting: each token of each sensor is projected, in some blocks it attends to all
-    others, and each class is drawn. The row holds the time that lies farthest from the model, against what was measured."""
+    """The model ``constant + M P (sensor + sensor_pixels P) + P classes class`` that is nearest to all measured times as shares,
+    with M sensors and P times the pixels of the setting: each token of each sensor is projected, in some blocks it attends to
+    all others, and each class is drawn. The row holds the time that lies farthest from the model, against what was measured."""
     there = [setting.with_(**{_field(row["axis"]): row["value"]}) for row in rows]
     pixels = np.array([(own.size / setting.size) ** 2 for own in there])
     sensors, classes = (np.array([getattr(own, name) for own in there]) for name in ("sensors", "classes"))
