@@ -210,7 +210,7 @@ class OfImages(torch.nn.Module):
 @torch.no_grad()
 @pytest.mark.parametrize("half", [(), ("lidar",)])
 def test_large_maps_go_through_the_trunk_sensor_by_sensor_to_the_same_end(
-    foundation: str, half: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    foundation: str, half: tuple[str, ...]
 ) -> None:
     """On a CPU alone, and in a graph that is exported never: it would hold the trunk once for each sensor."""
     model = build(foundation, half=half)
@@ -220,7 +220,7 @@ def test_large_maps_go_through_the_trunk_sensor_by_sensor_to_the_same_end(
     together = model(batch)
     assert len(passes) == 1 + bool(half)
     passes.clear()
-    monkeypatch.setattr("mlesam.model.mlesam.TOGETHER", 0)
+    model.together = 0
     alone = model(batch)
     assert passes == [len(batch.images[m]) for m in model.modalities]
     torch.testing.assert_close(alone.logits, together.logits, rtol=0, atol=1e-5)

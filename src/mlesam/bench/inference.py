@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +26,7 @@ from mlesam.inference.segmenter import Segmenter
 from mlesam.model.experts import Segment
 from mlesam.model.features import Features
 from mlesam.model.foundation import LEVEL_STRIDES
-from mlesam.model.mlesam import MLESAM
+from mlesam.model.mlesam import MLESAM, TOGETHER
 from mlesam.model.sam2 import preset_config
 from mlesam.sample import Classes
 from mlesam.sensors.spec import SensorSpec
@@ -34,10 +35,12 @@ EQUAL = {"fp32": 1e-4, "bf16": 0.1}
 """How far ours may be from naive's, by precision."""
 
 
-def whole(setting: Setting, precision: str = "fp32", **changes: Any) -> Run:
-    """Pictures to logits at the pictures' size, experts merged; ``changes`` are fields of the model's configuration."""
+def whole(setting: Setting, precision: str = "fp32", together: int = TOGETHER, **changes: Any) -> Run:
+    """Pictures to logits at the pictures' size, experts merged; ``changes`` are fields of the model's configuration, and beyond
+    ``together`` pixels of all sensors each goes through the trunk alone."""
     setting = setting.with_(changes=(*setting.changes, *changes.items()))
     model, batch = setting.model().merge(), setting.frames()
+    model.together = together
     for look in model.looks.values():
         look.ready = True  # type: ignore[assignment]  # which ones are kept changes no time
     if precision == "bf16":
@@ -215,6 +218,8 @@ def cases(setting: Setting) -> list[Case]:
     )
     lead = {"look": 1, "look_keep": 2, "look_lead": tuple(setting.channels)[:2]}
     early = Subject("early-k2", "two sensors go on after stage 1, the others hand over, fp32", partial(whole, **lead))
+    alone = Subject("alone", "the whole, sensor by sensor through the trunk, fp32", partial(whole, together=0))
+    once = Subject("once", "the whole, all sensors in one pass, fp32", partial(whole, together=sys.maxsize))
     paper = Subject("paper", "the whole without aligners, rescaling and reliability, fp32", partial(whole, **PAPER))
     found = [
         Case("whole-fp32", ours, NAIVE["fp32"], (HAND,), tolerance=fp32),
@@ -226,6 +231,7 @@ def cases(setting: Setting) -> list[Case]:
         Case("trunk-merged", trunk_merged, FLOOR),
         Case("trunk-unmerged", trunk, FLOOR),
         Case("early-k2", early, ours),
+        Case("sensor-by-sensor", alone, once, tolerance=fp32),
         Case("two-heads", ours, single),
         Case("router", ours, mean),
         Case("additions", ours, paper),

@@ -158,6 +158,7 @@ class MLESAM(nn.Module):
         routing = (config.fusion, config.top_k, config.router == "pixel", config.rescale)
         self.routers = nn.ModuleList(Router(self.modalities, width, *routing) for _ in LEVEL_STRIDES)
         self.merged: Merged | None = None
+        self.together = TOGETHER
         self.mask_head = MaskHead(loaded.decoder, num_classes)
         self.pyramid_head = PyramidHead(width, config.pyramid_width or width, num_classes)
         weighed = self.modalities if config.reliability and len(self.modalities) > 1 else ()
@@ -250,8 +251,8 @@ class MLESAM(nn.Module):
         after: After | None = None,
         early: bool = False,
     ) -> Features:
-        """All present sensors of a batch through the trunk, as one stacked pass, or one for each sensor (:data:`TOGETHER`).
-        Absent ones are never computed.
+        """All present sensors of a batch through the trunk, as one stacked pass, or one for each sensor where maps are large
+        (:data:`TOGETHER`). Absent ones are never computed.
 
         Args:
             after: called after each of the trunk's stages, to see its map; all sensors are computed then.
@@ -342,7 +343,7 @@ class MLESAM(nn.Module):
     def _passes(self, maps: Mapping[str, Tensor], pixels: int) -> list[list[str]]:
         """Which sensors go through the trunk together: all of one size, or on a CPU each alone, where their maps are large."""
         cpu = next(iter(maps.values())).device.type == "cpu" and not torch.compiler.is_compiling()
-        if cpu and pixels > TOGETHER:
+        if cpu and pixels > self.together:
             return [[m] for m in maps]
         return [own for half in (False, True) if (own := [m for m in maps if (m in self.config.half) == half])]
 
