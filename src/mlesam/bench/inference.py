@@ -17,6 +17,7 @@ from transformers import Sam2VisionModel
 from mlesam.bench.case import Case, Subject
 from mlesam.bench.measure import Run
 from mlesam.bench.naive import BY_HAND, PEFT, Naive
+from mlesam.bench.peak import in_child
 from mlesam.bench.setting import PRECISIONS, Setting
 from mlesam.data.dataset import default_colors
 from mlesam.inference.export import export_model
@@ -151,23 +152,30 @@ def fuse(model: MLESAM, features: Features) -> list[Tensor]:
 
 
 def exported(setting: Setting, precision: str) -> Run:
-    """The whole through ONNX in OpenVINO; int8's ranges are those of the pictures."""
-    channels, names = setting.channels, tuple(f"class {i}" for i in range(setting.classes))
-    # Pictures are drawn normalised, so the file is told to leave numbers as they are.
-    as_they_are = {m: SensorSpec(c, range=(-math.inf, math.inf), mean=(0.0,), std=(1.0,)) for m, c in channels.items()}
-    classes = Classes(names, default_colors(setting.classes))
-    segmenter = Segmenter(setting.model(), as_they_are, classes, device="cpu")
-    images = {m: x[:1].cpu() for m, x in setting.images().items()}
+    """The whole through ONNX in OpenVINO."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "whole.xml"
-        size, ranges = (setting.size, setting.size), [{m: x[0] for m, x in images.items()}]
-        export_model(segmenter, out, "openvino", size=size, precision=precision, ranges=ranges)
+        in_child(export, setting, precision, out)  # whose memory is none of the exported model's
         loaded = load_exported(out, precision, threads=setting.threads)
+    images = {m: x[:1].cpu() for m, x in setting.images().items()}
 
     def run() -> Tensor:
         return torch.from_numpy(loaded(images)["logits"])
 
     return run
+
+
+def export(setting: Setting, precision: str, out: Path) -> None:
+    """Write the exported model; int8's ranges are those of the pictures."""
+    torch.set_num_threads(setting.threads)
+    # Pictures are drawn normalised, so the file is told to leave numbers as they are.
+    as_they_are = {
+        m: SensorSpec(c, range=(-math.inf, math.inf), mean=(0.0,), std=(1.0,)) for m, c in setting.channels.items()
+    }
+    classes = Classes(tuple(f"class {i}" for i in range(setting.classes)), default_colors(setting.classes))
+    segmenter = Segmenter(setting.model(), as_they_are, classes, device="cpu")
+    size, ranges = (setting.size, setting.size), [{m: x[0].cpu() for m, x in setting.images().items()}]
+    export_model(segmenter, out, "openvino", size=size, precision=precision, ranges=ranges)
 
 
 WHOLE = {

@@ -58,7 +58,9 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
-            raise WorkError("a process of the benchmark died; it may have run out of memory.") from None
+            raise WorkError(
+                f"the process of {function.__name__} died, most likely for want of memory; make --size smaller."
+            ) from None
 
 
 def measure_peak(build: Build, setting: Setting, limit_mib: float = math.inf) -> Peak | None:
