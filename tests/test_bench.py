@@ -228,9 +228,9 @@ def test_scaling_says_what_one_more_sensor_costs_and_draws_it(tmp_path: Path) ->
 
 
 def test_the_model_of_cost_finds_what_times_were_made_of() -> None:
-    def made(setting: Setting, slow: float = 1.0) -> float:
+    def made(setting: Setting) -> float:
         pixels = (setting.size / 64) ** 2
-        return slow * (0.01 + setting.sensors * pixels * (0.2 + 0.03 * pixels) + setting.classes * pixels * 0.002)
+        return 0.01 + setting.sensors * pixels * (0.2 + 0.03 * pixels) + setting.classes * pixels * 0.002
 
     axes = {"sensors": (1, 2, 3), "classes": (5, 10), "pixels": (32, 64, 128), "rank": (0, 4)}
     fields = {"pixels": "size"}

@@ -218,7 +218,8 @@ def test_int8_keeps_the_labels(segmenter: Segmenter, tmp_path: Path) -> None:
     layers = {layer.attrib["id"]: layer.attrib for layer in graph.iter("layer")}
     edges = [(layers[e.attrib["from-layer"]], layers[e.attrib["to-layer"]]["name"]) for e in graph.iter("edge")]
     rounded = " ".join(taker for giver, taker in edges if giver["type"] == "FakeQuantize")
-    assert "foundation" in rounded
+    assert "blocks" in rounded
+    assert "foundation/" in rounded, "attention and MLPs too"
     assert "mask_head" in rounded
     assert not any(word in rounded for word in ("hypernetworks", "reliability", "routers", "classify"))
     with pytest.raises(RequestError, match="cannot run in fp32"):
