@@ -118,6 +118,23 @@ class Contract:
         assert {name.split(".")[0] for name in foundation.state_dict() if foundation.adds(name)} == {*foundation.added}
         assert any(not foundation.adds(name) for name in foundation.state_dict())
 
+    @torch.no_grad()
+    @pytest.mark.parametrize("stage", range(5))
+    def test_a_pass_whose_rows_are_all_left_behind_ends_there(self, foundation: Foundation, stage: int) -> None:
+        offered: list[int] = []
+
+        def project(index: int, *others: Any) -> Sequence[Tensor]:
+            offered.append(index)
+            return plain(index, *others)
+
+        images = self.images(foundation, 2, next(iter(self.shapes)))
+        assert foundation(images, project, lambda n, x: (slice(0), x[:0]) if n == stage else None) == []
+        ended = len(offered)
+        foundation(images, project, lambda n, x: (slice(None), x) if n == stage else None)
+        assert bool(ended) == (stage > 0)
+        assert offered[:ended] == offered[ended : 2 * ended]
+        assert len(offered) >= 2 * ended + 4, "the blocks behind, and the pyramid"
+
     # ------------------------------------------------------------ its projections
 
     @torch.no_grad()

@@ -269,6 +269,44 @@ def test_the_sum_that_is_handed_over_by_hand(led: MLESAM) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_sensor_by_sensor_gives_what_one_pass_gives(stage: int, merged: bool, frames: int) -> None:
+    """As large maps go on a CPU; here small ones."""
+    torch.manual_seed(1)
+    model = MLESAM(SENSORS, 3, ModelConfig(rank=4, look=stage, look_keep=2, look_lead=("rgb", "thermal"))).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".b") or name.startswith(("handovers.", "aligners.")):
+            nn.init.normal_(parameter, std=0.05)
+    if merged:
+        model.merge()
+    batch = Batch.of(given(frames))
+    rows: list[int] = []
+    model.foundation.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    expected = model.encode(batch, early=True)
+    model.together = 0
+    found = model.encode(batch, early=True)
+    assert rows == [4 * frames, *4 * [frames]]
+    assert (found.segments, found.modalities) == (expected.segments, ("rgb", "thermal"))
+    for mine, theirs in zip(found.levels, expected.levels, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    assert found.signs is not None
+    assert torch.equal(found.signs, expected.signs)
+    torch.testing.assert_close(model.decode(found).logits, model(batch).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_frames_that_lack_sensors_go_in_one_pass(led: MLESAM) -> None:
+    led, batch, passes = copy.deepcopy(led), Batch.stack(three_frames()), list[int]()
+    expected = led(batch).logits
+    led.together = 0
+    led.foundation.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+    assert torch.equal(led(batch).logits, expected)
+    assert len(passes) == 1
+
+
+@torch.inference_mode()
 def test_parts_of_what_is_handed_over_are_what_they_are_alone(led: MLESAM) -> None:
     samples = three_frames()
     batch = Batch.stack(samples)
@@ -376,6 +414,19 @@ def test_a_training_learns_it_and_a_segmenter_says_who_was_left_out(tmp_path: Pa
         assert rows is None or len(found) == rows
         assert {row["frames"] for row in found} == {2}, "every set of sensors is scored on every frame"
     assert all(isinstance(look, nn.Module) and look.ready for look in Run.load(run).load_model().looks.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"look": 4}, "model.look is 4, but it must be null"),
+        ({"half": ("lidar",), "look": 1}, r"model.half is \['lidar'\], but it must be empty where model.look chooses"),
+        ({"rank": -1}, "model.rank is -1, but it must be at least 0"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_python_too(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        ModelConfig(**values)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -119,6 +120,9 @@ class ModelConfig:
     pyramid_width: int | None = None
     """Channels of the pyramid head. None: as many as the neck has."""
 
+    def __post_init__(self) -> None:
+        _check_model(self)
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -178,8 +182,8 @@ class Recipe:
 
 def check_ranges(recipe: Recipe) -> None:
     """Refuse values that no training could mean."""
-    data, model, training = recipe.data, recipe.model, recipe.training
-    rules = [
+    data, training = recipe.data, recipe.training
+    _refuse([
         ("seed", recipe.seed, recipe.seed >= 0, "at least 0"),
         ("data.crop", data.crop, data.crop >= 32, "at least 32 pixels"),
         ("data.resize", data.resize, data.resize is None or data.resize >= 32, "null or at least 32 pixels"),
@@ -188,6 +192,32 @@ def check_ranges(recipe: Recipe) -> None:
         ("data.photometric", data.photometric, 0 <= data.photometric <= 3, "between 0 and 3"),
         ("data.faults", data.faults, 0 <= data.faults <= 1, "between 0 and 1"),
         ("data.workers", data.workers, data.workers >= 0, "at least 0"),
+        ("training.steps", training.steps, training.steps >= 1, "at least 1"),
+        ("training.batch", training.batch, training.batch >= 1, "at least 1"),
+        ("training.accumulate", training.accumulate,
+         training.accumulate >= 1 and training.batch % training.accumulate == 0, "a divisor of training.batch"),
+        ("training.lr", training.lr, training.lr > 0, "above 0"),
+        ("training.weight_decay", training.weight_decay, training.weight_decay >= 0, "at least 0"),
+        ("training.warmup", training.warmup, 0 <= training.warmup < 1, "at least 0 and below 1"),
+        ("training.power", training.power, training.power > 0, "above 0"),
+        ("training.clip", training.clip, training.clip >= 0, "at least 0"),
+        ("training.ohem_threshold", training.ohem_threshold, 0 < training.ohem_threshold <= 1, "above 0 and at most 1"),
+        ("training.ohem_keep", training.ohem_keep, 0 < training.ohem_keep <= 1, "above 0 and at most 1"),
+        ("training.mask_loss", training.mask_loss,
+         min(training.mask_loss, training.pyramid_loss) >= 0 < training.mask_loss + training.pyramid_loss,
+         "at least 0, like training.pyramid_loss, and not both 0"),
+        ("training.modality_dropout", training.modality_dropout, 0 <= training.modality_dropout < 1, "at least 0 and below 1"),
+        ("training.subsets", training.subsets, training.subsets >= 1, "at least 1"),
+        ("training.distill", training.distill, training.distill == 0 or training.distill > 0 < training.modality_dropout,
+         "0, or above 0 with training.modality_dropout above 0"),
+        ("training.sensor_loss", training.sensor_loss, training.sensor_loss >= 0, "at least 0"),
+        ("training.validate_every", training.validate_every, training.validate_every >= 0, "at least 0"),
+    ])  # fmt: skip
+    check_classes(data.classes, data.colors, "data.")
+
+
+def _check_model(model: ModelConfig) -> None:
+    _refuse([
         ("model.rank", model.rank, model.rank >= 0, "at least 0"),
         ("model.targets", list(model.targets), 0 < len(set(model.targets)) == len(model.targets), "at least one, each once"),
         ("model.alpha", model.alpha, model.alpha is None or model.alpha > 0, "null or above 0"),
@@ -199,48 +229,16 @@ def check_ranges(recipe: Recipe) -> None:
          "empty, or come with model.look and name at most model.look_keep sensors"),
         ("model.half", list(model.half), not model.half or model.look is None, "empty where model.look chooses sensors"),
         ("model.top_k", model.top_k, model.top_k is None or model.top_k >= 1, "null or at least 1"),
-        (
-            "model.pyramid_width",
-            model.pyramid_width,
-            model.pyramid_width is None or model.pyramid_width >= 1,
-            "null or at least 1",
-        ),
-        ("training.steps", training.steps, training.steps >= 1, "at least 1"),
-        ("training.batch", training.batch, training.batch >= 1, "at least 1"),
-        (
-            "training.accumulate",
-            training.accumulate,
-            training.accumulate >= 1 and training.batch % training.accumulate == 0,
-            "a divisor of training.batch",
-        ),
-        ("training.lr", training.lr, training.lr > 0, "above 0"),
-        ("training.weight_decay", training.weight_decay, training.weight_decay >= 0, "at least 0"),
-        ("training.warmup", training.warmup, 0 <= training.warmup < 1, "at least 0 and below 1"),
-        ("training.power", training.power, training.power > 0, "above 0"),
-        ("training.clip", training.clip, training.clip >= 0, "at least 0"),
-        ("training.ohem_threshold", training.ohem_threshold, 0 < training.ohem_threshold <= 1, "above 0 and at most 1"),
-        ("training.ohem_keep", training.ohem_keep, 0 < training.ohem_keep <= 1, "above 0 and at most 1"),
-        (
-            "training.mask_loss",
-            training.mask_loss,
-            min(training.mask_loss, training.pyramid_loss) >= 0 < training.mask_loss + training.pyramid_loss,
-            "at least 0, like training.pyramid_loss, and not both 0",
-        ),
-        ("training.modality_dropout", training.modality_dropout, 0 <= training.modality_dropout < 1, "at least 0 and below 1"),
-        ("training.subsets", training.subsets, training.subsets >= 1, "at least 1"),
-        (
-            "training.distill",
-            training.distill,
-            training.distill == 0 or training.distill > 0 < training.modality_dropout,
-            "0, or above 0 with training.modality_dropout above 0",
-        ),
-        ("training.sensor_loss", training.sensor_loss, training.sensor_loss >= 0, "at least 0"),
-        ("training.validate_every", training.validate_every, training.validate_every >= 0, "at least 0"),
-    ]  # fmt: skip
+        ("model.pyramid_width", model.pyramid_width, model.pyramid_width is None or model.pyramid_width >= 1,
+         "null or at least 1"),
+    ])  # fmt: skip
+
+
+def _refuse(rules: Iterable[tuple[str, object, bool, str]]) -> None:
+    """RequestError for the first of (key, value, whether it holds, rule) that does not hold."""
     for key, value, holds, rule in rules:
         if not holds:
             raise RequestError(f"{key} is {value}, but it must be {rule}.")
-    check_classes(data.classes, data.colors, "data.")
 
 
 def check_classes(classes: tuple[str, ...] | None, colors: tuple[tuple[int, int, int], ...] | None, where: str) -> None:

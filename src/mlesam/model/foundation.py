@@ -31,9 +31,10 @@ from mlesam.model.hub import fetch_folder, is_hub_id
 
 LEVEL_STRIDES = (4, 8, 16)
 PROJECTIONS = ("q", "k", "v", "proj", "mlp_in", "mlp_out")
-After = Callable[[int, Tensor], tuple[Tensor, Tensor] | None]
+After = Callable[[int, Tensor], tuple[Tensor | slice, Tensor] | None]
 """Called after each of the four stages with its number (from 1) and its map (R, C, H, W), and before the first one with 0 and the
-embedded patches. What it returns are the rows that go on and their maps, from which the pass goes on; None: all as they are."""
+embedded patches. What it returns are the rows that go on and their maps, from which the pass goes on; None: all as they are.
+Where no row goes on, the pass ends and gives no maps."""
 FAMILIES = {"sam2": "Segment Anything Model 2", "swin": "Swin Transformer"}
 """What the foundations of each family are called."""
 MODEL_TYPES = {"sam2": "sam2", "sam2_video": "sam2", "swin": "swin"}
@@ -95,7 +96,7 @@ class Foundation(nn.Module, ABC):
             after: called after each stage; may leave rows behind and change the others.
 
         Returns:
-            Maps (R, C, H / s, W / s) for the strides 4, 8 and 16.
+            Maps (R, C, H / s, W / s) for the strides 4, 8 and 16; none where ``after`` left all rows behind.
         """
 
     @property

@@ -8,7 +8,8 @@ which the training teaches (``training/step.py``). Beyond the paper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mlesam.model.experts import Project, Segment
+from mlesam.model.foundation import After, Foundation
 
 HIDDEN = 16
 
@@ -161,17 +163,18 @@ class Leading(Pass):
         self.handovers = handovers
         self.order = sorted((s.modality for s in self.segments), key=lambda m: m not in lead)  # a stable sort
 
+    @property
+    def alike(self) -> bool:
+        """Whether every frame has every sensor: nothing differs from frame to frame then, so that a fixed graph can hold it."""
+        return all(len(own) == self.count for own in self.frames)
+
     def after(self, stage: int, map_RCHW: Tensor) -> tuple[Tensor, Tensor] | None:
         """As :meth:`Looking.after`."""
         if stage != self.stage or len(self.segments) <= self.keep:
             return None
         maps_RHWC, before, owners = map_RCHW.permute(0, 2, 3, 1), self.segments, self.frames
-        # Where every frame has every sensor nothing differs from frame to frame, so that a fixed graph can hold it.
-        if all(len(own) == self.count for own in owners):
-            places = [i for i, s in enumerate(before) if s.modality in self.order[: self.keep]]
-            left, rows = _side_by_side([before[i] for i in places])
-            self._leave(rows.to(map_RCHW.device), left, tuple(owners[i] for i in places))
-            behind = [s for i, s in enumerate(before) if i not in places]
+        if self.alike:
+            behind = self._lead()
             handed = torch.stack([self.handovers[s.modality](maps_RHWC[s.start : s.stop]) for s in behind]).sum(dim=0)
         else:
             ranks = (float(self.order.index(s.modality)) for s in before)
@@ -181,6 +184,39 @@ class Leading(Pass):
         assert self.rows is not None
         kept = maps_RHWC[self.rows] + handed[torch.cat(self.frames)]
         return self.rows, kept.permute(0, 3, 1, 2)
+
+    def one_by_one(self, foundation: Foundation, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """The levels of those that lead, each sensor through the trunk alone, where all frames are :attr:`alike`:
+        first those that hand over, as far as they get."""
+        handed: list[Tensor] = []
+
+        def give(stage: int, map_RCHW: Tensor, modality: str) -> tuple[slice, Tensor] | None:
+            if stage != self.stage:
+                return None
+            handed.append(self.handovers[modality](map_RCHW.permute(0, 2, 3, 1)))
+            return slice(0), map_RCHW[:0]
+
+        def take(stage: int, map_RCHW: Tensor) -> tuple[slice, Tensor] | None:
+            return (slice(None), map_RCHW + given_RCHW) if stage == self.stage else None
+
+        def through(modality: str, after: After) -> list[Tensor]:
+            project = self._projects((Segment(modality, 0, self.count),))
+            return foundation(maps[modality], project, after)
+
+        for segment in self._lead():
+            through(segment.modality, partial(give, modality=segment.modality))
+        given_RCHW = torch.stack(handed).sum(dim=0).permute(0, 3, 1, 2)
+        levels = [through(s.modality, take) for s in self.segments]
+        return [torch.cat(parts) for parts in zip(*levels, strict=True)]
+
+    def _lead(self) -> list[Segment]:
+        """Leave behind all that do not lead, where all frames are :attr:`alike`, and return them."""
+        leaders = self.order[: self.keep]
+        places = [i for i, s in enumerate(self.segments) if s.modality in leaders]
+        behind = [s for s in self.segments if s.modality not in leaders]
+        left, rows = _side_by_side([self.segments[i] for i in places])
+        self._leave(rows.to(self.frames[0].device), left, tuple(self.frames[i] for i in places))
+        return behind
 
     def _handed(self, maps_RHWC: Tensor, segments: Sequence[Segment], frames: Sequence[Tensor]) -> Tensor:
         """(B, H, W, C), of each frame what those that are left behind hand over."""

@@ -293,18 +293,27 @@ class MLESAM(nn.Module):
         pixels = sum(m[0, 0].numel() * len(m) for m in maps)
         projects, aligned = self._projects(pixels, len(maps))
         looking = not self.training and len(self.looks) and all(self.looks[m].ready for m in present)
-        leading = early and len(self.handovers)
+        leading = early and len(self.handovers) and len(present) > self.config.look_keep
+        by_name = dict(zip(present, maps, strict=True))
         if after is None and (looking or leading):
             rows = self.config.look or 0, self.config.look_keep, segments_, frames, len(batch), projects
-            looks = Looking(self.looks, early, *rows) if looking else None
-            pass_ = looks or Leading(self.handovers, self.config.look_lead, *rows)
-            levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
-            segments_, frames, promised = pass_.segments, pass_.frames, None if looks is None else looks.scores
+            pass_: Looking | Leading
+            if looking:
+                pass_ = Looking(self.looks, early, *rows)
+                levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
+                promised = pass_.scores
+            else:
+                pass_ = Leading(self.handovers, self.config.look_lead, *rows)
+                if pass_.alike and self._one_by_one(maps[0].device, pixels):
+                    levels = pass_.one_by_one(self.foundation, by_name)
+                else:
+                    levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
+            segments_, frames = pass_.segments, pass_.frames
             seen = seen if seen is None or pass_.rows is None else seen[pass_.rows]
         elif after is not None:
             levels = self.foundation(_stacked(maps), projects(segments_), after)
         else:
-            levels = self._levels(dict(zip(present, maps, strict=True)), pixels, projects)
+            levels = self._levels(by_name, pixels, projects)
         levels = self.aligners(levels, segments_, aligned)
         return Features(tuple(levels), segments_, frames, len(batch), (height, width), seen, promised)
 
@@ -341,11 +350,14 @@ class MLESAM(nn.Module):
         return [torch.cat(parts) for parts in zip(*(found[m] for m in maps), strict=True)]
 
     def _passes(self, maps: Mapping[str, Tensor], pixels: int) -> list[list[str]]:
-        """Which sensors go through the trunk together: all of one size, or on a CPU each alone, where their maps are large."""
-        cpu = next(iter(maps.values())).device.type == "cpu" and not torch.compiler.is_compiling()
-        if cpu and pixels > self.together:
+        """Which sensors go through the trunk together: all of one size, or each alone."""
+        if self._one_by_one(next(iter(maps.values())).device, pixels):
             return [[m] for m in maps]
         return [own for half in (False, True) if (own := [m for m in maps if (m in self.config.half) == half])]
+
+    def _one_by_one(self, device: torch.device, pixels: int) -> bool:
+        """Whether each sensor goes through the trunk alone: on a CPU, where the maps of all of them are large."""
+        return device.type == "cpu" and not torch.compiler.is_compiling() and pixels > self.together
 
     def _check_coverage(self, batch: Batch, present: list[str]) -> None:
         if any(len(batch.frames[m]) == len(batch) for m in present):

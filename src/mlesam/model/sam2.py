@@ -130,20 +130,25 @@ class Sam2Foundation(Foundation):
         return layer.weight
 
     def forward(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
-        return self.pyramid(self.stages(images_RCHW, project, after), project)
+        stages = self.stages(images_RCHW, project, after)
+        return self.pyramid(stages, project) if stages else []
 
     def stages(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
-        """The trunk's four stage outputs, (R, H, W, C) at strides 4, 8, 16 and 32."""
+        """The trunk's four stage outputs, (R, H, W, C) at strides 4, 8, 16 and 32; none where no row goes on."""
         x_RHWC = self.trunk.patch_embed(images_RCHW)
         x_RHWC = x_RHWC + self.position_embedding(x_RHWC.shape[1], x_RHWC.shape[2])
         ends = set(self.trunk.stage_ends)
         outputs: list[Tensor] = []
         x_RCHW, _ = going_on(after, 0, x_RHWC.permute(0, 3, 1, 2), outputs)
+        if not len(x_RCHW):
+            return []
         x_RHWC = x_RCHW.permute(0, 2, 3, 1)
         for index, block in enumerate(self.trunk.blocks):
             x_RHWC = self.run(run_block, block, x_RHWC, index, project)
             if index in ends:
                 x_RCHW, outputs = going_on(after, len(outputs) + 1, x_RHWC.permute(0, 3, 1, 2), outputs)
+                if not len(x_RCHW):
+                    return []
                 x_RHWC = x_RCHW.permute(0, 2, 3, 1)
                 outputs.append(x_RHWC)
         return outputs

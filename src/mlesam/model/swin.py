@@ -132,18 +132,24 @@ class SwinFoundation(Foundation):
         return self._layer(index, name).weight
 
     def forward(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
-        return self.neck(self.stages(images_RCHW, project, after), project, self.depth)
+        stages = self.stages(images_RCHW, project, after)
+        return self.neck(stages, project, self.depth) if stages else []
 
     def stages(self, images_RCHW: Tensor, project: Project = plain, after: After | None = None) -> list[Tensor]:
-        """The trunk's four stage outputs, (R, C, H, W) at strides 4, 8, 16 and 32, as ``SwinBackbone`` has them."""
+        """The trunk's four stage outputs, (R, C, H, W) at strides 4, 8, 16 and 32, as ``SwinBackbone`` has them; none where no
+        row goes on."""
         outputs: list[Tensor] = []
         with _projecting(project):
             x, size = self.trunk.embeddings(images_RCHW, interpolate_pos_encoding=True)
         patches, _ = going_on(after, 0, x.transpose(1, 2).unflatten(2, size), outputs)
+        if not len(patches):
+            return []
         x = patches.flatten(2).transpose(1, 2)
         for stage in self.trunk.encoder.layers:
             x, output = self.run(_run_stage, stage, x, size, project)
             kept, outputs = going_on(after, len(outputs) + 1, output, outputs)
+            if not len(kept):
+                return []
             if kept is not output:
                 x = kept.flatten(2).transpose(1, 2)
                 merging: Any = stage.downsample
