@@ -1,7 +1,8 @@
 """What ``torch.compile`` costs and buys: ``python benchmarks/compiled.py``.
 
 Four sensors, one frame, experts merged, random weights: the compiled pass against the plain one, one call of each by turns, in
-float32 and bfloat16. Times are CPU seconds of one thread; compilation counts all processes that it starts.
+float32 and bfloat16. On a CPU times are CPU seconds of one thread, on a GPU (``--device cuda``, where the pass becomes a CUDA
+graph) of the clock; compilation counts all processes that it starts.
 
 Torch's cache of compiled code is left out. Writes ``benchmarks/results/compiled.json``.
 """
@@ -21,6 +22,7 @@ import torch._inductor.config
 from conditions import ROOT, command, conditions
 from mlesam.bench.case import difference
 from mlesam.bench.measure import compared, in_turns
+from mlesam.bench.result import machine
 from mlesam.bench.setting import PRECISIONS, Setting
 from mlesam.inference.compiled import Compiled
 from mlesam.model.checkpoints import replace_file
@@ -55,16 +57,24 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "compiled.json")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch._inductor.config.force_disable_caches = True
-    setting = Setting(options.preset, options.size, threads=1)
+    setting = Setting(options.preset, options.size, device=options.device, threads=1)
     rows = []
     for precision in PRECISIONS:
         rows.append(measured(setting, precision, options.rounds))
         print(json.dumps(rows[-1]), flush=True)
-    result = {"name": "compiled", "command": command("compiled"), **conditions(), "seed": 0, "results": rows}
+    result = {
+        "name": "compiled",
+        "command": command("compiled"),
+        **conditions(),
+        "machine": machine(options.device),
+        "seed": 0,
+        "results": rows,
+    }
     replace_file(options.result, json.dumps(result, indent=2) + "\n")
 
 

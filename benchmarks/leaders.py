@@ -2,8 +2,8 @@
 
 On the procedural world, with models of four sensors that are trained as in recipes/ablation.yaml (three seeds): mIoU on test with
 all sensors computed, and with two or three that lead while the others hand over what they saw after the first stage, or before
-it. Of each model also the mean over all sets of one to four sensors, since a frame may lack some. Then time: random weights of
-SAM2's sizes, four sensors, one frame, in turns with the pass that computes all.
+it. Of each model also the mean over all sets of one to four sensors, since a frame may lack some. The time that it saves is in
+the rows ``early-*`` of ``mlesam bench``.
 
 Writes ``benchmarks/results/leaders.json``. Trainings are kept in ``runs/look`` and done once.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from conditions import ROOT, command, conditions, options_of, shortened
 from experts import SEEDS, say
-from look import TIMED, note, timed, trained
+from look import note, trained
 from mlesam import Batch
 from mlesam.data.dataset import open_dataset
 from mlesam.data.reading import read_frame
@@ -57,7 +57,6 @@ def scored(run: Run) -> dict[str, float]:
 def main() -> None:
     parser = options_of(__doc__, "leaders")
     parser.set_defaults(runs=ROOT / "runs" / "look")
-    parser.add_argument("--rounds", type=int, default=7, help="of the measurement of time")
     parser.add_argument("--seeds", nargs="+", default=list(SEEDS))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -75,13 +74,9 @@ def main() -> None:
             row[name] = scored(run)
         results.append(row)
         say(json.dumps(row))
-    variants = {name: {"look": stage, "look_keep": len(lead), "look_lead": lead} for name, (stage, lead) in LED.items()}
-    times = [row for preset, size in TIMED for row in timed(preset, size, options.rounds, variants)]
-    for row in times:
-        say(f"{row['name']}: {row['ratio']:.2f}")
     content = {
         "name": "leaders", "command": command("leaders"), **conditions(), "seeds": [int(s) for s in options.seeds],
-        "results": results, "times": times,
+        "results": results,
     }  # fmt: skip
     replace_file(options.result, json.dumps(content, indent=2) + "\n")
 

@@ -5,20 +5,16 @@ all sensors; with the two that an early stage chooses (after stage 1 or 2); with
 maps are there, which saves nothing; with the two that are best by the frame's own label, which bounds what any choice can
 reach; with the pair that is best on val, the same for every frame; with two at random; and with a model that was trained on that
 pair and has no other sensors. Each frame goes through the trunk once, every choice of the first model is decoded from that; that
-a pass which really leaves sensors behind gives the same is a test. Then time: random weights of SAM2's sizes, four sensors, one
-frame, in turns with the pass that computes all. Sensors that hand over to others that lead: benchmarks/leaders.py.
+a pass which really leaves sensors behind gives the same is a test. The time that it saves is in the row ``early-k2-scored`` of
+``mlesam bench``. Sensors that hand over to others that lead: benchmarks/leaders.py.
 
 Writes ``benchmarks/results/look.json``. Trainings are kept in ``runs/look`` and done once.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
-import statistics
-import time
-from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,7 +25,7 @@ from torch import Tensor
 
 from conditions import ROOT, command, conditions, options_of, shortened
 from experts import SEEDS, say
-from mlesam import MLESAM, Batch, ModelConfig
+from mlesam import MLESAM, Batch
 from mlesam.config import load_recipe
 from mlesam.data.dataset import open_dataset
 from mlesam.data.reading import read_frame
@@ -45,7 +41,6 @@ from mlesam.training.loop import train
 
 RECIPE = ROOT / "recipes" / "ablation.yaml"
 KEEP, STAGES = 2, (1, 2)
-TIMED = (("tiny", 256), ("tiny", 512), ("base_plus", 256))
 SENSORS = {"rgb": 3, "depth": 1, "lidar": 3, "thermal": 1}
 
 
@@ -143,48 +138,9 @@ def note(total: dict[str, Tensor], name: str, model: MLESAM, features: Features,
     total[name] = total[name] + found if name in total else found
 
 
-def timed(preset: str, size: int, rounds: int, variants: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """CPU seconds of a frame, in turns: all four sensors, and with further fields of the model's configuration."""
-    torch.manual_seed(0)
-    config = ModelConfig(foundation=preset, rank=32)
-    model = MLESAM(SENSORS, 25, config).eval().merge()
-    batch = Batch.of({m: torch.randn(1, c, size, size) for m, c in SENSORS.items()})
-    passes: dict[str, Callable[[], object]] = {"all": lambda: model(batch)}
-    for name, changes in variants.items():
-        other = MLESAM(SENSORS, 25, dataclasses.replace(config, **changes)).eval()
-        other.load_state_dict(copy.deepcopy(model.state_dict()), strict=False)
-        for look in other.looks.values():
-            look.ready = True  # type: ignore[assignment]
-        other.merge()
-        passes[name] = lambda other=other: other(batch)
-    spent: dict[str, list[float]] = {name: [] for name in passes}
-    with torch.inference_mode():
-        for run in passes.values():
-            run()
-        for _ in range(rounds):
-            for name, run in passes.items():
-                began = time.process_time()
-                run()
-                spent[name].append(time.process_time() - began)
-    seconds = {name: statistics.median(times) for name, times in spent.items()}
-    return [
-        {
-            "name": f"{name}@{preset}-{size}",
-            "ratio": seconds[name] / seconds["all"],
-            "baseline": "all four sensors, experts merged",
-            "seconds": seconds[name],
-            "baseline_seconds": seconds["all"],
-            "conditions": {"cpu_seconds": True, "threads": 1, "rounds": rounds, "batch": 1, "precision": "fp32"},
-        }
-        for name in passes
-        if name != "all"
-    ]
-
-
 def main() -> None:
     parser = options_of(__doc__, "look")
     parser.set_defaults(runs=ROOT / "runs" / "look")
-    parser.add_argument("--rounds", type=int, default=7, help="of the measurement of time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     changes = {"model.reliability": "true", **shortened(options)}
@@ -199,13 +155,9 @@ def main() -> None:
         row = {"seed": int(seed), "fixed_pair": fixed, **test}
         results.append(row)
         say(json.dumps(row))
-    variants = {f"early-k{KEEP} after stage {stage}": {"look": stage, "look_keep": KEEP} for stage in STAGES}
-    times = [row for preset, size in TIMED for row in timed(preset, size, options.rounds, variants)]
-    for row in times:
-        say(f"{row['name']}: {row['ratio']:.2f}")
     content = {
         "name": "look", "command": command("look"), **conditions(), "seeds": [int(s) for s in SEEDS],
-        "conditions": {"keep": KEEP, "sensors": list(SENSORS)}, "results": results, "times": times,
+        "conditions": {"keep": KEEP, "sensors": list(SENSORS)}, "results": results,
     }  # fmt: skip
     replace_file(options.result, json.dumps(content, indent=2) + "\n")
 

@@ -220,6 +220,10 @@ def test_scaling_says_what_one_more_sensor_costs_and_draws_it(tmp_path: Path) ->
     rows = scaling.scaling(SETTING, 1, lambda done, total: None, {"sensors": (1, 2), "classes": (3, 5)})
     assert [row["name"] for row in rows] == [f"{n}@nano-64" for n in (
         "sensors-1", "sensors-2", "per-sensor", "classes-3", "classes-5")]  # fmt: skip
+    assert [row["conditions"].split("; ")[0] for row in rows if "axis" in row] == [
+        f"nano, batch 1, 64x64, sensors {sensors}, {classes} classes, rank {SETTING.rank}"
+        for sensors, classes in (("rgb", 4), ("rgb, depth", 4), *((", ".join(SETTING.channels), n) for n in (3, 5)))
+    ]
     assert rows[2]["seconds"] == pytest.approx(rows[1]["seconds"] - rows[0]["seconds"], abs=2e-6)
     assert all(row["ratio"] == row["seconds"] / row["baseline_seconds"] for row in rows)
     written = result.write(tmp_path / "scaling.json", {"results": rows})
@@ -247,6 +251,22 @@ def test_the_model_of_cost_finds_what_times_were_made_of() -> None:
     found = scaling.cost(rows, SETTING)
     assert found["baseline"] == "sensors-2", "the row tells which time the model does not explain"
     assert found["ratio"] < 0.9
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_the_suite_of_memory_says_which_batch_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    frames = {"naive-training-fp32": 100.0, "ours-training-fp32": 80.0, "ours-training-fp32-checkpointed": 25.0}
+
+    def attempt(subject: Subject, setting: Setting, limit_mib: float) -> Fit | None:
+        peak = frames[subject.name] * setting.batch
+        return Fit(setting.batch, peak, frames[subject.name] / 100) if peak <= limit_mib else None
+
+    monkeypatch.setattr(memory, "attempt", attempt)
+    found = run(tmp_path / "memory.json", "--suite", "memory", "--memory", "1")["results"]
+    assert [row["name"] for row in found] == [f"{name}@nano-64" for name in (
+        "inference-memory", "training-memory", "largest-batch", "largest-batch-checkpointed")]  # fmt: skip
+    assert [(row["batch"], row["baseline_batch"], row["ratio"]) for row in found[2:]] == [(12, 10, 0.8), (40, 10, 0.25)]
+    assert "largest-batch-checkpointed within 1,024 MiB: 40, naive 10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 37, 1000])

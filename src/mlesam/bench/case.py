@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,7 @@ class Subject:
     Attributes:
         name: short. about: a sentence for who reads the result. build: makes what does the work once.
         precision: what it computes in. units: how many of what is reported (steps, frames) one call does.
+        varied: fields of the setting in which it differs from the rest of its suite.
     """
 
     name: str
@@ -29,6 +30,11 @@ class Subject:
     build: Build
     precision: str = "fp32"
     units: float = 1.0
+    varied: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, setting: Setting) -> Setting:
+        """The conditions that it is measured in."""
+        return setting.with_(**self.varied)
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,10 @@ def measure_cases(
     torch.backends.cudnn.allow_tf32 = False
     subjects = {subject.name: subject for case in cases for subject in case.subjects}
     # Memory first: what does not fit is refused in a process of its own.
-    peaks = {name: peak_mib(subject.build, setting) if memory else None for name, subject in subjects.items()}
-    runs: dict[str, Run] = {name: subject.build(setting) for name, subject in subjects.items()}
+    peaks = {
+        name: peak_mib(subject.build, subject.at(setting)) if memory else None for name, subject in subjects.items()
+    }
+    runs: dict[str, Run] = {name: subject.build(subject.at(setting)) for name, subject in subjects.items()}
     errors = _errors(cases, runs)
     turns = in_turns(runs, rounds, setting, advance)
     clock = {name: [seconds / subjects[name].units for seconds in turns[name]] for name in subjects}
@@ -86,7 +94,7 @@ def measure_cases(
     for case in cases:
         row = {"name": case.name + setting.suffix, **against(case, case.baseline)}
         pair = f"{case.subject.about}, against {case.baseline.about}"
-        row["conditions"] = f"{setting.describe()}; {pair}; median of {rounds} rounds in turns"
+        row["conditions"] = f"{case.subject.at(setting).describe()}; {pair}; median of {rounds} rounds in turns"
         if case.others:
             row["against"] = {other.name: against(case, other) for other in case.others}
         rows.append(row)

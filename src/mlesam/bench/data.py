@@ -12,7 +12,6 @@ import torch
 
 from mlesam.bench.case import Case, Subject, measure_cases
 from mlesam.bench.measure import Run
-from mlesam.bench.scaling import varied
 from mlesam.bench.setting import Setting
 from mlesam.bench.training import training
 from mlesam.config import load_recipe
@@ -65,6 +64,6 @@ def data(setting: Setting, rounds: int, advance: Callable[[int, int], None]) -> 
         )
         step = Subject(
             "training", f"a training step, fp32, per frame{scaled}",
-            partial(varied, build=partial(training, precision="fp32"), size=side), units=setting.batch * share,
+            partial(training, precision="fp32"), units=setting.batch * share, varied={"size": side},
         )  # fmt: skip
         return measure_cases([Case("loading", load, step)], setting, rounds, advance)

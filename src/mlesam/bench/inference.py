@@ -208,6 +208,24 @@ def left_out(setting: Setting) -> str | None:
     return why and f"the exported model is not measured: {why}"
 
 
+def early(setting: Setting) -> list[Subject]:
+    """The whole, with sensors that are left behind early."""
+    ways = {
+        "early-k2": ("two sensors go on after stage 1, the others hand over", 1, 2, True),
+        "early-k2-scored": ("the two sensors that promise most go on after stage 1", 1, 2, False),
+        "early-k2-patches": ("two sensors go on before stage 1, the others hand over", 0, 2, True),
+        "early-k3-patches": ("three sensors go on before stage 1, the others hand over", 0, 3, True),
+    }
+    return [
+        Subject(
+            name,
+            f"{about}, fp32",
+            partial(whole, look=stage, look_keep=keep, look_lead=tuple(setting.channels)[: keep if lead else 0]),
+        )
+        for name, (about, stage, keep, lead) in ways.items()
+    ]
+
+
 def cases(setting: Setting) -> list[Case]:
     """Cases of the suite, by the names that its results have."""
     ours, fp32, bf16 = WHOLE["fp32"], EQUAL["fp32"], EQUAL["bf16"]
@@ -224,8 +242,6 @@ def cases(setting: Setting) -> list[Case]:
     trunk_merged = Subject(
         "trunk-merged", "trunk and neck with merged experts, fp32", partial(with_experts, merged=True)
     )
-    lead = {"look": 1, "look_keep": 2, "look_lead": tuple(setting.channels)[:2]}
-    early = Subject("early-k2", "two sensors go on after stage 1, the others hand over, fp32", partial(whole, **lead))
     alone = Subject("alone", "the whole, sensor by sensor through the trunk, fp32", partial(whole, together=0))
     once = Subject("once", "the whole, all sensors in one pass, fp32", partial(whole, together=sys.maxsize))
     paper = Subject("paper", "the whole without aligners, rescaling and reliability, fp32", partial(whole, **PAPER))
@@ -238,7 +254,7 @@ def cases(setting: Setting) -> list[Case]:
         Case("experts-unmerged", unmerged, FLOOR),
         Case("trunk-merged", trunk_merged, FLOOR),
         Case("trunk-unmerged", trunk, FLOOR),
-        Case("early-k2", early, ours),
+        *(Case(own.name, own, ours) for own in early(setting)),
         Case("sensor-by-sensor", alone, once, tolerance=fp32),
         Case("two-heads", ours, single),
         Case("router", ours, mean),

@@ -53,7 +53,7 @@ def largest_batch(subject: Subject, setting: Setting, limit_mib: float) -> Fit |
 
 def attempt(subject: Subject, setting: Setting, limit_mib: float) -> Fit | None:
     """A step of a batch within the limit; None where that is too little."""
-    found = peak_within(subject.build, setting, limit_mib)
+    found = peak_within(subject.build, subject.at(setting), limit_mib)
     return None if found is None else Fit(setting.batch, found.mib, found.seconds / setting.batch)
 
 
@@ -68,17 +68,22 @@ def memory(
     steps = training.subject("fp32"), training.subject("fp32", naive=True)
     cases = [Case("inference-memory", *fp32, tolerance=1e-4), Case("training-memory", *steps, tolerance=1e-4)]
     rows = measure_cases(cases, setting, rounds, advance)
-    ours, theirs = (largest_batch(subject, setting, limit) for subject in steps)
-    if ours is None or theirs is None:
-        raise WorkError(f"not even one frame can be trained within {limit:.0f} MiB; give more with --memory GIB.")
-    rows.append(
-        {
-            "name": "largest-batch" + setting.suffix, "ratio": ours.seconds / theirs.seconds, "baseline": steps[1].name,
-            "seconds": ours.seconds, "baseline_seconds": theirs.seconds, "peak_mib": ours.peak_mib,
-            "baseline_peak_mib": theirs.peak_mib, "batch": ours.batch, "baseline_batch": theirs.batch,
-            "limit_mib": round(limit, 1),
-            "conditions": f"{setting.with_(batch=ours.batch).describe()}; a training step within {limit:.0f} MiB, fp32; seconds "
-            "per frame of one step of the largest batch, not in turns",
-        }
-    )  # fmt: skip
+    theirs = largest_batch(steps[1], setting, limit)
+    for name, step in (
+        ("largest-batch", steps[0]),
+        ("largest-batch-checkpointed", training.subject("fp32", checkpointing=True)),
+    ):
+        ours = largest_batch(step, setting, limit)
+        if ours is None or theirs is None:
+            raise WorkError(f"not even one frame can be trained within {limit:.0f} MiB; give more with --memory GIB.")
+        rows.append(
+            {
+                "name": name + setting.suffix, "ratio": ours.seconds / theirs.seconds, "baseline": steps[1].name,
+                "seconds": ours.seconds, "baseline_seconds": theirs.seconds, "peak_mib": ours.peak_mib,
+                "baseline_peak_mib": theirs.peak_mib, "batch": ours.batch, "baseline_batch": theirs.batch,
+                "limit_mib": round(limit, 1),
+                "conditions": f"{setting.with_(batch=ours.batch).describe()}; {step.about}, within {limit:.0f} MiB; seconds "
+                "per frame of one step of the largest batch, not in turns",
+            }
+        )  # fmt: skip
     return rows

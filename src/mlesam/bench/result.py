@@ -107,5 +107,6 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(view)
     for row in rows:
         if "batch" in row:
-            line = f"largest batch within {row['limit_mib']:,.0f} MiB: {row['batch']}, naive {row['baseline_batch']}"
+            within = f"within {row['limit_mib']:,.0f} MiB: {row['batch']}, naive {row['baseline_batch']}"
+            line = f"{row['name'].partition('@')[0]} {within}"
             console.print(line, highlight=False)

@@ -11,7 +11,6 @@ import numpy as np
 
 from mlesam.bench.case import Case, Subject, measure_cases
 from mlesam.bench.inference import floor, whole
-from mlesam.bench.measure import Build, Run
 from mlesam.bench.setting import SENSORS, Setting
 
 AXES: dict[str, Sequence[int]] = {
@@ -21,26 +20,16 @@ AXES: dict[str, Sequence[int]] = {
 """What is varied, one at a time. Pixels are those of a side."""
 
 
-def varied(setting: Setting, build: Build, **values: Any) -> Run:
-    """A subject under other conditions than the rest of its suite."""
-    return build(setting.with_(**values))
-
-
 def cases(axis: str, values: Sequence[int]) -> list[Case]:
     """A case for each value. The baseline is one sensor's trunk pass for ``sensors``, else the first value."""
-    field = _field(axis)
     build = partial(whole, precision="fp32")
     subjects = [
-        Subject(
-            f"{axis}-{v}", f"pictures to logits, fp32, with {axis} = {v}", partial(varied, build=build, **{field: v})
-        )
+        Subject(f"{axis}-{v}", f"pictures to logits, fp32, with {axis} = {v}", build, varied={_field(axis): v})
         for v in values
     ]
     base = subjects[0]
     if axis == "sensors":
-        base = Subject(
-            "floor-1", "the frozen trunk and neck alone, one sensor", partial(varied, build=floor, sensors=1)
-        )
+        base = Subject("floor-1", "the frozen trunk and neck alone, one sensor", floor, varied={"sensors": 1})
     return [Case(own.name, own, base) for own in subjects]
 
 
@@ -56,10 +45,7 @@ def scaling(
     rows = []
     for axis, values in (axes or AXES).items():
         own = measure_cases(cases(axis, values), setting, rounds, advance)
-        for row, value in zip(own, values, strict=True):
-            there = setting.with_(**{_field(axis): value}).describe()
-            conditions = row["conditions"].replace(setting.describe(), there)
-            rows.append({**row, "axis": axis, "value": value, "conditions": conditions})
+        rows += [{**row, "axis": axis, "value": value} for row, value in zip(own, values, strict=True)]
         if axis == "sensors":
             rows.append(per_sensor(own, values))
     measured = [row for row in rows if "axis" in row]

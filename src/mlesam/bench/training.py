@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -63,14 +63,17 @@ def training(
     return run
 
 
-def subject(precision: str, naive: bool = False, by_hand: bool = False, modality_dropout: float = PLAIN) -> Subject:
-    """Ours, or one of the two naive ones."""
-    passes = ", with sensors left out in two further passes over the heads" if modality_dropout else ""
-    what = PEFT if naive else BY_HAND if by_hand else "ours"
-    who = "naive" if naive else "by-hand" if by_hand else "ours"
-    name = f"{who}-training-{precision}{'-subsets' if modality_dropout else ''}"
-    build = partial(training, precision=precision, naive=naive, by_hand=by_hand, modality_dropout=modality_dropout)
-    return Subject(name, f"a training step, {what}{passes}, {precision}", build, precision)
+def subject(precision: str, **how: Any) -> Subject:
+    """A step of ours, or of one of the two naive ones; ``how`` as :func:`training` has it."""
+    who = "naive" if how.get("naive") else "by-hand" if how.get("by_hand") else "ours"
+    about = [f"a training step, {({'naive': PEFT, 'by-hand': BY_HAND}).get(who, who)}"]
+    if how.get("modality_dropout"):
+        about.append("with sensors left out in two further passes over the heads")
+    if how.get("checkpointing"):
+        about.append("blocks computed again for the gradients")
+    marks = [mark for key, mark in (("modality_dropout", "subsets"), ("checkpointing", "checkpointed")) if how.get(key)]
+    name = "-".join([who, "training", precision, *marks])
+    return Subject(name, ", ".join([*about, precision]), partial(training, precision=precision, **how), precision)
 
 
 def cases(size: int) -> list[Case]:
@@ -78,16 +81,12 @@ def cases(size: int) -> list[Case]:
     made = []
     for precision in PRECISIONS:
         name = f"train-{size}" + ("" if precision == "fp32" else f"-{precision}")
+        theirs = subject(precision, naive=True)
         others = (subject("fp32", by_hand=True) if precision == "fp32" else subject("fp32", naive=True),)
-        made.append(Case(name, subject(precision), subject(precision, naive=True), others, EQUAL[precision]))
-        again = Subject(
-            f"checkpointed-training-{precision}",
-            f"a training step, ours, blocks computed again for the gradients, {precision}",
-            partial(training, precision=precision, checkpointing=True),
-            precision,
-        )
-        made.append(Case(f"{name}-checkpointed", again, subject(precision, naive=True), tolerance=EQUAL[precision]))
-    default = TrainingConfig().modality_dropout
-    subsets = [subject("fp32", naive, modality_dropout=default) for naive in (False, True)]
-    made.append(Case(f"train-{size}-subsets", subsets[0], subsets[1], tolerance=EQUAL["fp32"]))
+        made.append(Case(name, subject(precision), theirs, others, EQUAL[precision]))
+        again = subject(precision, checkpointing=True)
+        made.append(Case(f"{name}-checkpointed", again, theirs, tolerance=EQUAL[precision]))
+    left_out = {"modality_dropout": TrainingConfig().modality_dropout}
+    ours, theirs = subject("fp32", **left_out), subject("fp32", naive=True, **left_out)
+    made.append(Case(f"train-{size}-subsets", ours, theirs, tolerance=EQUAL["fp32"]))
     return made
