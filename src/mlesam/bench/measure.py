@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,17 +26,20 @@ def in_turns(
     setting: Setting,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each round of each: A B C A B C ...
+    """Seconds of each round of each. Every round has them in an order of its own, drawn from the setting's seed: what follows upon
+    threads that still spin, or upon memory that others left, would else always be the same.
 
     Args:
         advance: called with rounds done and in all.
     """
     clock: dict[str, list[float]] = {name: [] for name in runs}
+    order, draw = list(runs), random.Random(setting.seed)
     for number in range(rounds + WARM_UP):
-        for name, run in runs.items():
+        draw.shuffle(order)
+        for name in order:
             setting.wait()
             began = setting.now()
-            run()
+            runs[name]()
             setting.wait()
             if number >= WARM_UP:
                 clock[name].append(setting.now() - began)
