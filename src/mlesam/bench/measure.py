@@ -26,7 +26,7 @@ def in_turns(
     setting: Setting,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each round of each. Every round has them in an order of its own, drawn from the setting's seed: what follows upon
+    """Seconds of each round of each. Every round has an order of its own, drawn from the setting's seed: what follows upon
     threads that still spin, or upon memory that others left, would else always be the same.
 
     Args:
