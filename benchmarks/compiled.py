@@ -22,7 +22,6 @@ import torch._inductor.config
 from conditions import ROOT, command, conditions
 from mlesam.bench.case import difference
 from mlesam.bench.measure import compared, in_turns
-from mlesam.bench.result import machine
 from mlesam.bench.setting import PRECISIONS, Setting
 from mlesam.inference.compiled import Compiled
 from mlesam.model.checkpoints import replace_file
@@ -62,19 +61,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch._inductor.config.force_disable_caches = True
+    torch.backends.cudnn.allow_tf32 = False  # float32 is meant
     setting = Setting(options.preset, options.size, device=options.device, threads=1)
     rows = []
     for precision in PRECISIONS:
         rows.append(measured(setting, precision, options.rounds))
         print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "name": "compiled",
-        "command": command("compiled"),
-        **conditions(),
-        "machine": machine(options.device),
-        "seed": 0,
-        "results": rows,
-    }
+    about = conditions(options.device)
+    result = {"name": "compiled", "command": command("compiled"), **about, "seed": 0, "results": rows}
     replace_file(options.result, json.dumps(result, indent=2) + "\n")
 
 

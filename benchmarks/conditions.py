@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from mlesam.bench.result import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,15 +52,18 @@ def shortened(options: argparse.Namespace) -> dict[str, str]:
     return {} if options.steps is None else {"training.steps": str(options.steps)}
 
 
-def conditions() -> dict[str, str]:
-    """``commit`` (``-dirty`` where code or recipes differ from it), ``machine`` and ``date``."""
+def conditions(device: str = "cpu") -> dict[str, str]:
+    """``commit`` (``-dirty`` where code or recipes differ from it), ``machine`` and ``date``.
+
+    Args:
+        device: that worked.
+    """
     commit = _git("rev-parse", "--short", "HEAD") or "unknown"
     if _git("status", "--porcelain", "--untracked-files=no", "--", "src", "recipes", "benchmarks/*.py"):
         commit += "-dirty"
-    machine = f"{os.cpu_count()} CPU cores ({_processor()}), torch {torch.__version__}"
     return {
         "commit": commit,
-        "machine": machine,
+        "machine": machine(device),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -70,10 +71,3 @@ def conditions() -> dict[str, str]:
 def _git(*words: str) -> str:
     done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT, check=False)
     return done.stdout.strip()
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -5,8 +5,9 @@ all sensors; with the two that an early stage chooses (after stage 1 or 2); with
 maps are there, which saves nothing; with the two that are best by the frame's own label, which bounds what any choice can
 reach; with the pair that is best on val, the same for every frame; with two at random; and with a model that was trained on that
 pair and has no other sensors. Each frame goes through the trunk once, every choice of the first model is decoded from that; that
-a pass which really leaves sensors behind gives the same is a test. The time that it saves is in the row ``early-k2-scored`` of
-``mlesam bench``. Sensors that hand over to others that lead: benchmarks/leaders.py.
+a pass which really leaves sensors behind gives the same is a test. The time that a frame takes if two of four sensors
+go on after stage 1 is in the row ``early-k2-scored`` of ``mlesam bench``. Sensors that hand over to others that lead:
+benchmarks/leaders.py.
 
 Writes ``benchmarks/results/look.json``. Trainings are kept in ``runs/look`` and done once.
 """

@@ -16,7 +16,6 @@ from typing import Any
 
 from conditions import ROOT, command, conditions
 from mlesam.bench.plots import stacked_bars
-from mlesam.bench.result import machine
 from mlesam.bench.setting import PRECISIONS, Setting
 from mlesam.bench.stages import PARTS, profile
 from mlesam.model.checkpoints import replace_file
@@ -51,14 +50,8 @@ def main() -> None:
         for size in options.size
     ]
     rows = [profile(setting, options.rounds, options.precision) for setting in settings]
-    content = {
-        "name": "stages",
-        "command": command("stages"),
-        **conditions(),
-        "machine": machine(options.device),
-        "seed": 0,
-        "results": rows,
-    }
+    about = conditions(options.device)
+    content = {"name": "stages", "command": command("stages"), **about, "seed": 0, "results": rows}
     replace_file(options.result, json.dumps(content, indent=2) + "\n")
     bars = {row["name"].partition("@")[2]: row["parts"] for row in rows}
     title = f"Where the time of a frame goes (four sensors, {options.precision}, {options.device})"

@@ -342,6 +342,23 @@ def test_the_pass_that_leaves_sensors_behind_counts_as_much_as_all_others(led: M
     assert led_pass(everything(led), batch, np.random.default_rng(0)) is None
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_checkpointing_gives_the_gradients_of_a_pass_that_leaves_sensors_behind(led: MLESAM, alone: bool) -> None:
+    """Blocks that are computed again are those of the rows that there were then."""
+    batch = Batch.of(given(2))
+    found: list[dict[str, Tensor]] = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(led).train()
+        model.foundation.checkpointing = checkpointing
+        model.together = 0 if alone else model.together
+        model.decode(model.encode(batch, early=True)).logits.square().mean().backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert {name.split(".")[1] for name in found[0] if name.startswith(("experts.", "handovers."))} == set(SENSORS)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_frames_that_lack_sensors_hand_over_in_bfloat16_too(led: MLESAM) -> None:
     batch = Batch.stack(three_frames())
     with torch.no_grad():
@@ -441,4 +458,6 @@ def test_what_cannot_be_meant_is_refused(
     words: tuple[str, str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--data", f"folder:{tmp_path}", *words]) == 2
-    assert sentence in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert sentence in said
+    assert said.count("model.") == 1 + sentence.count(" model."), "the section is named once"

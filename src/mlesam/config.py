@@ -275,8 +275,9 @@ def build(cls: type, values: Any, where: str = "") -> Any:
     converted = {key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()}
     try:
         return cls(**converted)
-    except RequestError as error:  # what the class itself checks, without knowing where it stands
-        raise RequestError(f"{where}: {error}" if where else str(error)) from None
+    except RequestError as error:  # what the class itself checks, most of them without knowing where they stand
+        told = not where or str(error).startswith(f"{where}.")
+        raise RequestError(str(error) if told else f"{where}: {error}") from None
 
 
 def _join(where: str, key: Any) -> str:

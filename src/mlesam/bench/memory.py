@@ -60,7 +60,7 @@ def attempt(subject: Subject, setting: Setting, limit_mib: float) -> Fit | None:
 def memory(
     setting: Setting, rounds: int, advance: Callable[[int, int], None], limit_mib: float | None = None
 ) -> list[dict[str, Any]]:
-    """Peaks of a frame and of a training step, and the largest batch of ours and of naive's."""
+    """Peaks of a frame and of a training step, and the largest batch of ours, with and without checkpointing, and of naive's."""
     limit = SHARE * free_mib(setting.device) if limit_mib is None else limit_mib
     if math.isinf(limit):
         raise RequestError("this machine does not say how much memory is free; give --memory GIB.")
@@ -68,14 +68,17 @@ def memory(
     steps = training.subject("fp32"), training.subject("fp32", naive=True)
     cases = [Case("inference-memory", *fp32, tolerance=1e-4), Case("training-memory", *steps, tolerance=1e-4)]
     rows = measure_cases(cases, setting, rounds, advance)
+    nothing = WorkError(f"not even one frame can be trained within {limit:.0f} MiB; give more with --memory GIB.")
     theirs = largest_batch(steps[1], setting, limit)
+    if theirs is None:
+        raise nothing
     for name, step in (
         ("largest-batch", steps[0]),
         ("largest-batch-checkpointed", training.subject("fp32", checkpointing=True)),
     ):
         ours = largest_batch(step, setting, limit)
-        if ours is None or theirs is None:
-            raise WorkError(f"not even one frame can be trained within {limit:.0f} MiB; give more with --memory GIB.")
+        if ours is None:
+            raise nothing
         rows.append(
             {
                 "name": name + setting.suffix, "ratio": ours.seconds / theirs.seconds, "baseline": steps[1].name,

@@ -47,7 +47,7 @@ def scaling(
         own = measure_cases(cases(axis, values), setting, rounds, advance)
         rows += [{**row, "axis": axis, "value": value} for row, value in zip(own, values, strict=True)]
         if axis == "sensors":
-            rows.append(per_sensor(own, values))
+            rows.append(per_sensor(own, values, setting))
     measured = [row for row in rows if "axis" in row]
     if {"sensors", "classes", "pixels"} <= {row["axis"] for row in measured}:
         rows.append(cost(measured, setting))
@@ -76,7 +76,7 @@ def cost(rows: Sequence[dict[str, Any]], setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def per_sensor(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> dict[str, Any]:
+def per_sensor(rows: Sequence[dict[str, Any]], counts: Sequence[int], setting: Setting) -> dict[str, Any]:
     """The slope of time over sensors against one sensor's trunk pass. ``bend``: the largest distance of a measured time from the
     line, as a share of the longest time."""
     seconds = [row["seconds"] for row in rows]
@@ -89,5 +89,6 @@ def per_sensor(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> dict[st
         "name": rows[0]["name"].replace(f"sensors-{counts[0]}", "per-sensor"), "ratio": slope / base,
         "baseline": rows[0]["baseline"], "seconds": slope, "baseline_seconds": base, "peak_mib": round(memory, 1),
         "baseline_peak_mib": rows[0]["baseline_peak_mib"], "bend": round(bend, 4),
-        "conditions": f"slope of the line through {len(counts)} medians; {rows[0]['conditions']}",
+        "conditions": f"slope of the line through the medians of {min(counts)} to {max(counts)} sensors; "
+        f"{setting.with_(sensors=max(counts)).describe()}",
     }  # fmt: skip

@@ -110,12 +110,13 @@ class Pass:
         self.segments, self.frames, self.count = segments, frames, count
         self.rows: Tensor | None = None
         self._projects, self._project = projects, projects(segments)
+        self._used: dict[int, Project] = {}
 
     def project(
         self, index: int, names: Sequence[str], x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Sequence[Tensor]:
-        """The :data:`Project` of the rows that are left."""
-        return self._project(index, names, x, weight, bias)
+        """The :data:`Project` of the rows that are left when a block comes first; checkpointing computes it again with these."""
+        return self._used.setdefault(index, self._project)(index, names, x, weight, bias)
 
     def _leave(self, rows: Tensor, segments: tuple[Segment, ...], frames: tuple[Tensor, ...]) -> None:
         self.rows, self.segments, self.frames = rows, segments, frames
@@ -155,7 +156,7 @@ class Leading(Pass):
     """Those go on that lead, and in canonical order others where one of them is absent; all others hand over to them.
 
     Args:
-        lead: names of sensors. rows: as of a :class:`Pass`.
+        lead: names of sensors. rows: as of a :class:`Pass`, of more than ``keep`` sensors.
     """
 
     def __init__(self, handovers: nn.ModuleDict, lead: Collection[str], *rows: Any) -> None:
@@ -170,7 +171,7 @@ class Leading(Pass):
 
     def after(self, stage: int, map_RCHW: Tensor) -> tuple[Tensor, Tensor] | None:
         """As :meth:`Looking.after`."""
-        if stage != self.stage or len(self.segments) <= self.keep:
+        if stage != self.stage:
             return None
         maps_RHWC, before, owners = map_RCHW.permute(0, 2, 3, 1), self.segments, self.frames
         if self.alike:
