@@ -225,7 +225,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     bench.add_argument("--size", metavar="PIXELS,...", help="sides of the pictures, multiples of 32 (256; data: 1024)")
     bench.add_argument(
-        "--rounds", type=int, metavar="N", help="turns that count, of which the median is taken (3 to 7)"
+        "--rounds", type=int, metavar="N", help="turns that count, of which the median is taken (3 to 15)"
     )
     bench.add_argument("--threads", type=int, metavar="N", help="CPU threads (as many as torch takes)")
     bench.add_argument("--device", metavar="NAME", help="cpu or cuda (a GPU where there is one)")

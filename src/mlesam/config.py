@@ -181,7 +181,7 @@ class Recipe:
 
 
 def check_ranges(recipe: Recipe) -> None:
-    """Refuse values that no training could mean."""
+    """Refuse values that no training could mean; those of a model, which may be built without a recipe, are checked by itself."""
     data, training = recipe.data, recipe.training
     _refuse([
         ("seed", recipe.seed, recipe.seed >= 0, "at least 0"),

@@ -30,7 +30,7 @@ class Suite:
     rows: Callable[[Setting, int, Callable[[int, int], None], float | None], Rows]
     size: int = 256
     batch: int = 1
-    rounds: int = 7
+    rounds: int = 15
     naive: bool = True
     left_out: Callable[[Setting], str | None] = lambda setting: None
 
@@ -55,7 +55,7 @@ SUITES: dict[str, Suite] = {
     "scaling": Suite(
         "time over sensors, classes, pixels and rank",
         lambda setting, rounds, advance, limit: scaling(setting, rounds, advance),
-        rounds=5,
+        rounds=11,
         naive=False,
     ),
     "data": Suite(
