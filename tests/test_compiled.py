@@ -74,6 +74,7 @@ def test_what_cannot_be_compiled_is_refused() -> None:
         SegmenterStream(segmenter().compile())
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # by what comes next, where nothing was compiled before
 @torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",), "force_disable_caches": True})
 def test_without_a_compiler_one_sentence_says_so() -> None:
     with pytest.raises(RequestError, match=r"torch.compile failed \(.*it needs a C\+\+ compiler on a CPU"):
