@@ -95,6 +95,7 @@ class Pass:
 
     Attributes:
         segments, frames: of the rows that are left. rows: which of those that it began with these are; None while all are left.
+        scores: (R,) of all rows, where the best are to go on and none was left behind yet.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Pass:
         self.stage, self.keep = stage, keep
         self.segments, self.frames, self.count = segments, frames, count
         self.rows: Tensor | None = None
+        self.scores: Tensor | None = None
         self._projects, self._project = projects, projects(segments)
         self._used: dict[int, Project] = {}
 
@@ -128,15 +130,11 @@ class Looking(Pass):
 
     Args:
         early: the others are left behind. False: all go on, and whoever decodes them leaves them out. rows: of a :class:`Pass`.
-
-    Attributes:
-        scores: (R,) of all rows, where none was left behind.
     """
 
     def __init__(self, looks: nn.ModuleDict, early: bool, *rows: Any) -> None:
         super().__init__(*rows)
         self.looks, self.early = looks, early
-        self.scores: Tensor | None = None
 
     def after(self, stage: int, map_RCHW: Tensor) -> tuple[Tensor, Tensor] | None:
         """What a trunk calls after each stage: the rows that go on and their maps, None for all as they are."""

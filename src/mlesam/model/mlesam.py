@@ -297,18 +297,14 @@ class MLESAM(nn.Module):
         by_name = dict(zip(present, maps, strict=True))
         if after is None and (looking or leading):
             rows = self.config.look or 0, self.config.look_keep, segments_, frames, len(batch), projects
-            pass_: Looking | Leading
-            if looking:
-                pass_ = Looking(self.looks, early, *rows)
-                levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
-                promised = pass_.scores
+            pass_ = (
+                Looking(self.looks, early, *rows) if looking else Leading(self.handovers, self.config.look_lead, *rows)
+            )
+            if isinstance(pass_, Leading) and pass_.alike and self._one_by_one(maps[0].device, pixels):
+                levels = pass_.one_by_one(self.foundation, by_name)
             else:
-                pass_ = Leading(self.handovers, self.config.look_lead, *rows)
-                if pass_.alike and self._one_by_one(maps[0].device, pixels):
-                    levels = pass_.one_by_one(self.foundation, by_name)
-                else:
-                    levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
-            segments_, frames = pass_.segments, pass_.frames
+                levels = self.foundation(_stacked(maps), pass_.project, pass_.after)
+            segments_, frames, promised = pass_.segments, pass_.frames, pass_.scores
             seen = seen if seen is None or pass_.rows is None else seen[pass_.rows]
         elif after is not None:
             levels = self.foundation(_stacked(maps), projects(segments_), after)
